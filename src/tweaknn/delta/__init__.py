@@ -1,0 +1,1 @@
+"""Δnn as a value and as a file."""

@@ -1,0 +1,1 @@
+"""Weights of synapses, fitted on table T."""

@@ -1,0 +1,1 @@
+"""From a user's words to a module and a data set."""

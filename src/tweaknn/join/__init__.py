@@ -1,0 +1,1 @@
+"""From statistics to chosen synapses and an operating point."""

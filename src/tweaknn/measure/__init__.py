@@ -1,0 +1,1 @@
+"""Figures of merit; knows nothing of the rest."""

@@ -1,0 +1,1 @@
+"""Complexity-aware training: gates, expected complexity, surgery."""

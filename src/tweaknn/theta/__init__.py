@@ -1,0 +1,1 @@
+"""Algorithm 1 as exact, mergeable statistics over a stream."""
