@@ -1,0 +1,109 @@
+"""Run somebody else's network without leaving a trace on it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tweaknn.errors import ModelError
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Put every submodule into eval mode and give each its own flag back afterwards, even after an error."""
+    flags = [(module, module.training) for module in model.modules() if module.training]
+    for module, _ in flags:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module, flag in flags:
+            module.training = flag
+
+
+def placement(model: nn.Module) -> tuple[torch.device, torch.dtype]:
+    """Device and floating dtype of a network: those of its first floating parameter or buffer."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.is_floating_point():
+            return tensor.device, tensor.dtype
+    return torch.device("cpu"), torch.float32
+
+
+def to_model(x: Any, device: torch.device, dtype: torch.dtype) -> Any:
+    """Move an input (tensor, mapping or tuple of them) to the network; floats follow its dtype, integers stay."""
+    if isinstance(x, Tensor):
+        return x.to(device, dtype if x.is_floating_point() else x.dtype, non_blocking=True)
+    if isinstance(x, Mapping):
+        return {key: to_model(value, device, dtype) for key, value in x.items()}
+    if isinstance(x, (tuple, list)):
+        return type(x)(to_model(value, device, dtype) for value in x)
+    return x
+
+
+def call(model: nn.Module, x: Any) -> Any:
+    """Call a network on a tensor, on a mapping as keyword arguments, or on a tuple as positional arguments."""
+    if isinstance(x, Mapping):
+        return model(**x)
+    if isinstance(x, (tuple, list)):
+        return model(*x)
+    return model(x)
+
+
+def batch_size(x: Any) -> int:
+    """Number of examples in an input."""
+    if isinstance(x, Tensor):
+        return int(x.shape[0])
+    if isinstance(x, Mapping):
+        return batch_size(next(iter(x.values())))
+    return batch_size(x[0])
+
+
+def first(x: Any, n: int) -> Any:
+    """The first ``n`` examples of an input, repeated when there are fewer."""
+    if isinstance(x, Tensor):
+        taken = x[:n]
+        while 0 < taken.shape[0] < n:
+            taken = torch.cat([taken, taken])[:n]
+        return taken
+    if isinstance(x, Mapping):
+        return {key: first(value, n) for key, value in x.items()}
+    if isinstance(x, (tuple, list)):
+        return type(x)(first(value, n) for value in x)
+    return x
+
+
+def logits_of(output: Any, head: int | str | None = None) -> Tensor:
+    """The logits ``(n, c)`` in whatever a network returned: a tensor, an object or mapping with ``logits``, a tuple.
+
+    ``head`` picks one of several outputs by position or name. A single logit ``(n, 1)`` or ``(n,)`` is refused here;
+    wrap such a network so that it returns ``(0, logit)``.
+
+    Raises:
+        ModelError: there is no such output, or it is not ``(n, c)`` with ``c >= 2``.
+    """
+    value = output
+    if head is not None and not isinstance(value, Tensor):
+        try:
+            value = getattr(value, head) if isinstance(head, str) and hasattr(value, head) else value[head]
+        except (KeyError, IndexError, TypeError, AttributeError):
+            raise ModelError(f"The network has no output {head!r}; its output is a {type(output).__name__}.") from None
+    if not isinstance(value, Tensor) and hasattr(value, "logits"):
+        value = value.logits
+    elif isinstance(value, Mapping) and "logits" in value:
+        value = value["logits"]
+    elif isinstance(value, (tuple, list)) and value:
+        value = value[0]
+    if not isinstance(value, Tensor):
+        raise ModelError(
+            f"The network returns a {type(output).__name__} without logits; "
+            "return a tensor (examples, classes) or an object with .logits, or name the head."
+        )
+    if value.ndim != 2 or value.shape[1] < 2:
+        raise ModelError(
+            f"The network's output has shape {tuple(value.shape)}; a classifier with (examples, classes >= 2) is needed."
+        )
+    return value

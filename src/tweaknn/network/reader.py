@@ -1,0 +1,161 @@
+"""Read a network's hidden neurons in one stream: each layer is handed over once, while it exists."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from tweaknn.errors import ModelError
+from tweaknn.network import hooks
+from tweaknn.network.layers import choose
+from tweaknn.network.modes import batch_size, call, eval_mode, logits_of, placement, to_model
+from tweaknn.network.tracing import CannotTrace, Trace, trace
+
+Sink = Callable[[int, Tensor], None]
+"""Called with (position in ``Reader.layers``, activation ``(n, *layer.shape)``); the tensor is valid inside the call
+only, since an in-place operation may follow it. Copy or reduce it there."""
+
+
+class Reader:
+    """Reads the hidden outputs of a network, whose modules are shared and never changed.
+
+    Args:
+        model: any network with one output ``(n, c)`` of logits, see :func:`~tweaknn.network.modes.logits_of`.
+        example_x: an input to learn the shapes from: tensor, mapping of keyword arguments or tuple.
+        layers: ``"all"`` (every activation, residual sums that no activation follows, the last linear layer's input),
+            ``"stages"`` (the last of these at each resolution), or names.
+        head: which output, when there are several.
+
+    Attributes:
+        layers: what is read, in execution order.
+        how: ``"fx"`` or ``"hooks"``, and :attr:`why` says why not fx.
+        skipped: outputs that hold integers or booleans.
+
+    Raises:
+        ModelError: no hidden neuron is left, a name is unknown, or the network cannot be run on ``example_x``.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        example_x: Any,
+        layers: str | Sequence[str] = "all",
+        head: int | str | None = None,
+    ) -> None:
+        self.model = model
+        self.head = head
+        self.device, self.dtype = placement(model)
+        x = to_model(example_x, self.device, self.dtype)
+        if batch_size(x) == 0:
+            raise ModelError("The network's layers cannot be found out without an example: the input is empty.")
+        self._run_once(x)
+        self.why = ""
+        try:
+            traced = trace(model, x)
+            self.how = "fx"
+            self.every, self.skipped = traced.every, traced.skipped
+            self.layers = choose(layers, traced.known, traced.every)
+            self._module: nn.Module = tapped(traced, [layer.name for layer in self.layers])
+        except CannotTrace as reason:
+            self.how, self.why = "hooks", str(reason)
+            found = hooks.survey(model, x)
+            self.every, self.skipped = found.every, found.skipped
+            self.layers = choose(layers, found.known, found.every)
+            self._module = model
+        self._local = threading.local()
+
+    def _run_once(self, x: Any) -> None:
+        try:
+            with eval_mode(self.model), torch.inference_mode():
+                logits_of(call(self.model, x), self.head)
+        except ModelError:
+            raise
+        except Exception as error:
+            shape = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+            raise ModelError(
+                f"The network does not run on an input of shape {shape}: {_one_line(error)}; "
+                "check the preprocessing (--size, --mean, --std, --preprocess)."
+            ) from error
+
+    @property
+    def neurons(self) -> int:
+        """Number of neurons of all layers that are read."""
+        return sum(layer.size for layer in self.layers)
+
+    def __call__(self, x: Any, sink: Sink) -> Tensor:
+        """Run one batch, handing each layer to ``sink`` as soon as it exists.
+
+        Returns:
+            Logits ``(n, c)``, float32 (float64 for a network in double precision).
+
+        Raises:
+            ModelError: a layer has another shape than at the start.
+        """
+        x = to_model(x, self.device, self.dtype)
+
+        def checked(k: int, value: Tensor) -> None:
+            if tuple(value.shape[1:]) != self.layers[k].shape:
+                raise ModelError(
+                    f"Layer {self.layers[k].name} has {tuple(value.shape[1:])} neurons in this batch and had "
+                    f"{self.layers[k].shape}; give all inputs one size."
+                )
+            sink(k, value)
+
+        with eval_mode(self.model), torch.inference_mode():
+            if self.how == "fx":
+                with _sinking(self._module, checked):
+                    output = self._module(x)
+            else:
+                with hooks.reading(self.model, [layer.name for layer in self.layers], checked):
+                    output = call(self.model, x)
+            logits = logits_of(output, self.head)
+        return logits if logits.dtype == torch.float64 else logits.float()
+
+
+class Tap(nn.Module):
+    """Hands what passes to the sink of the running thread; placed in the graph right behind the neuron it reads."""
+
+    def __init__(self, k: int, sinks: threading.local) -> None:
+        super().__init__()
+        self.k = k
+        self.sinks = sinks
+
+    def forward(self, value: Tensor) -> None:
+        self.sinks.sink(self.k, value)
+
+
+def tapped(traced: Trace, names: Sequence[str]) -> fx.GraphModule:
+    """The traced network with a :class:`Tap` behind each named layer, before any in-place operation can change it."""
+    sinks = threading.local()
+    copy = fx.Graph()
+    mapping: dict[fx.Node, fx.Node] = {}
+    result = copy.graph_copy(traced.graph, mapping)
+    copy.output(result)
+    module = fx.GraphModule(traced.root, copy)
+    for k, name in enumerate(names):
+        node = mapping[traced.nodes[name]]
+        module.add_submodule(f"_tweaknn_tap_{k}", Tap(k, sinks))
+        with copy.inserting_after(node):
+            copy.call_module(f"_tweaknn_tap_{k}", (node,))
+    module.recompile()
+    object.__setattr__(module, "_tweaknn_sinks", sinks)
+    return module
+
+
+@contextmanager
+def _sinking(module: nn.Module, sink: Sink) -> Iterator[None]:
+    sinks: threading.local = module._tweaknn_sinks  # type: ignore[assignment]
+    sinks.sink = sink
+    try:
+        yield
+    finally:
+        del sinks.sink
+
+
+def _one_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
