@@ -18,7 +18,10 @@ def fingerprint(model: nn.Module) -> str:
     too, since it shapes the output as much as any other.
     """
     digest = hashlib.sha256()
-    tensors = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
+    tensors = {
+        **dict(model.named_parameters(remove_duplicate=False)),
+        **dict(model.named_buffers(remove_duplicate=False)),
+    }
     for name in sorted(tensors, key=_plain):
         tensor = tensors[name].detach()
         digest.update(f"{_plain(name)}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())

@@ -105,9 +105,7 @@ def reading(model: nn.Module, names: Sequence[str], sink: Callable[[int, Tensor]
 
 
 @contextmanager
-def _recording(
-    model: nn.Module, note: Callable[[str, Tensor], None], paths: set[str] | None = None
-) -> Iterator[None]:
+def _recording(model: nn.Module, note: Callable[[str, Tensor], None], paths: set[str] | None = None) -> Iterator[None]:
     thread = threading.get_ident()
     calls: Counter[str] = Counter()
     handles = []

@@ -8,12 +8,21 @@ from dataclasses import dataclass
 from tweaknn.errors import ModelError
 
 ACTIVATION_FUNCTIONS = frozenset(
-    ["relu", "relu_", "relu6", "gelu", "silu", "silu_", "swish", "mish", "hardswish", "hardswish_", "hardsigmoid", "sigmoid", "sigmoid_", "tanh", "tanh_", "elu", "elu_", "selu", "selu_", "celu", "celu_", "leaky_relu", "leaky_relu_", "prelu", "rrelu", "rrelu_", "softplus", "softsign", "hardtanh", "hardtanh_", "threshold", "threshold_", "logsigmoid", "tanhshrink", "softshrink", "hardshrink", "glu"]
+    (
+        "relu relu_ relu6 gelu silu silu_ swish mish hardswish hardswish_ hardsigmoid sigmoid sigmoid_ tanh tanh_ "
+        "elu elu_ selu selu_ celu celu_ leaky_relu leaky_relu_ prelu rrelu rrelu_ softplus softsign hardtanh "
+        "hardtanh_ threshold threshold_ logsigmoid tanhshrink softshrink hardshrink glu"
+    ).split()
 )
 """Names of activation functions as torch spells them, in ``torch``, ``torch.nn.functional`` and as methods."""
 
 ACTIVATION_MODULES = frozenset(
-    ["ReLU", "ReLU6", "GELU", "SiLU", "Mish", "Hardswish", "Hardsigmoid", "Sigmoid", "Tanh", "ELU", "SELU", "CELU", "LeakyReLU", "PReLU", "RReLU", "Softplus", "Softsign", "Hardtanh", "Threshold", "LogSigmoid", "Tanhshrink", "Softshrink", "Hardshrink", "GLU", "GELUActivation", "NewGELUActivation", "QuickGELUActivation", "FastGELUActivation", "PytorchGELUTanh", "GELUTanh", "QuickGELU", "SiLUActivation", "Swish", "HardSwish"]
+    (
+        "ReLU ReLU6 GELU SiLU Mish Hardswish Hardsigmoid Sigmoid Tanh ELU SELU CELU LeakyReLU PReLU RReLU Softplus "
+        "Softsign Hardtanh Threshold LogSigmoid Tanhshrink Softshrink Hardshrink GLU GELUActivation "
+        "NewGELUActivation QuickGELUActivation FastGELUActivation PytorchGELUTanh GELUTanh QuickGELU "
+        "SiLUActivation Swish HardSwish"
+    ).split()
 )
 """Class names of activation modules: torch's own, Transformers' and timm's."""
 

@@ -104,6 +104,6 @@ def logits_of(output: Any, head: int | str | None = None) -> Tensor:
         )
     if value.ndim != 2 or value.shape[1] < 2:
         raise ModelError(
-            f"The network's output has shape {tuple(value.shape)}; a classifier with (examples, classes >= 2) is needed."
+            f"The network's output has shape {tuple(value.shape)}; (examples, classes >= 2) is needed."
         )
     return value
