@@ -1,0 +1,57 @@
+"""What every reader of files returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from tweaknn.errors import DataError
+from tweaknn.inputs.sources import Source, whole_labels
+
+
+@dataclass
+class Raw:
+    """A source, labels int64 ``(n,)``, class names or None, further columns ``(n,)``, sentences for the
+    user."""
+
+    source: Source
+    labels: np.ndarray
+    classes: list[str] | None
+    columns: dict[str, np.ndarray] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def labels_and_classes(values: np.ndarray, classes: list[str] | None, name: str) -> tuple[np.ndarray, list[str] | None]:
+    """Labels as positions: whole numbers as they are; words looked up among ``classes`` or, without, sorted.
+
+    Words that are all whole numbers ("0", "1", ...) are those numbers, unless class names are given.
+    """
+    array = np.asarray(values)
+    if array.dtype.kind not in "OUS":
+        labels = whole_labels(array, name)
+    else:
+        words = np.array([v.decode() if isinstance(v, bytes) else str(v) for v in array.tolist()], dtype=object)
+        missing = [k for k, v in enumerate(array.tolist()) if v is None]
+        if missing:
+            raise DataError(f"{name}: example {missing[0]} has no label.")
+        if classes is None and all(w.strip().isdecimal() for w in words):
+            labels = words.astype(np.int64)
+        else:
+            classes = sorted(set(words)) if classes is None else classes
+            at = {word: j for j, word in enumerate(classes)}
+            unknown = [k for k, w in enumerate(words) if w not in at]
+            if unknown and all(w.strip().isdecimal() for w in words):
+                labels = words.astype(np.int64)
+            elif unknown:
+                raise DataError(
+                    f"{name}: label '{words[unknown[0]]}' at example {unknown[0]} is not among its classes."
+                )
+            else:
+                labels = np.array([at[w] for w in words], dtype=np.int64)
+    if classes is not None and len(labels) and labels.max() >= len(classes):
+        first = int(np.argmax(labels >= len(classes)))
+        raise DataError(
+            f"{name}: label {int(labels[first])} at example {first} lies outside its {len(classes)} classes."
+        )
+    return labels, classes
