@@ -1,0 +1,5 @@
+"""``python -m tweaknn``."""
+
+from tweaknn.cli.app import main
+
+main()

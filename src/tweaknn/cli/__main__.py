@@ -1,0 +1,5 @@
+"""``python -m tweaknn.cli``."""
+
+from tweaknn.cli.app import main
+
+main()

@@ -1,0 +1,102 @@
+"""``tweaknn evaluate``."""
+
+from __future__ import annotations
+
+from functools import reduce
+from operator import add
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+
+from tweaknn.cli import options as o
+from tweaknn.cli.console import bar, note, out, percent, points, table
+from tweaknn.delta import Delta
+from tweaknn.errors import DeltaError
+from tweaknn.join.comparison import Comparison, compare_logits
+from tweaknn.measure import Measures, measure
+from tweaknn.network.outputs import collect_logits
+
+
+def command(
+    model: o.Model,
+    data: Annotated[str, typer.Option(help=o.DATA_HELP)],
+    delta: Annotated[list[Path] | None, typer.Option(help="A Δnn file; several are added up.")] = None,
+    weights: o.Weights = None,
+    preprocess: o.Preprocess = None,
+    mean: o.Mean = None,
+    std: o.Std = None,
+    size: o.Size = None,
+    seed: o.Seed = 0,
+    device: o.Device = "cpu",
+    batch_size: o.BatchSize = 128,
+    skip_unreadable: o.Skip = False,
+    json: o.Json = None,
+) -> None:
+    """Base and tweaked network side by side, class by class."""
+    o.check_writable(json, "--json")
+    deltas = [Delta.load(str(path)) for path in delta or []]
+    opened = o.open_model(model, weights, preprocess=preprocess, mean=mean, std=std, size=size, device=device, seed=seed)
+    tweaked_model = None
+    examples = o.open_data(data, opened, skip_unreadable=skip_unreadable)
+    if deltas:
+        tweaked_model = reduce(add, deltas).attach(opened.model)
+        check_classes(deltas[0], examples.classes)
+    with bar("Base", len(examples)) as progress:
+        base, labels = collect_logits(opened.model, examples.loader(batch_size), progress=progress)
+    common = {"model": model, "data": data, "deltas": [str(path) for path in delta or []], "skipped": examples.skipped}
+    if tweaked_model is None:
+        m = measure(base, labels)
+        show_base(m, examples.classes)
+        figures: dict[str, Any] = {"classes": examples.classes, "n": m.n, "base": m.to_dict(examples.classes)}
+    else:
+        with bar("Tweaked", len(examples)) as progress:
+            after, _ = collect_logits(tweaked_model, examples.loader(batch_size), progress=progress)
+        comparison = compare_logits(base, after, labels, examples.classes)
+        show_comparison(comparison)
+        figures = comparison.to_dict()
+    if examples.skipped:
+        note(f"{examples.skipped} unreadable images were not counted")
+    o.write_json(json, {**figures, **common})
+
+
+def check_classes(delta: Delta, classes: list[str] | None) -> None:
+    """Raises DeltaError when a delta's class names are others than the data's."""
+    if delta.classes and classes and list(delta.classes) != list(classes):
+        differs = next(a for a, b in zip(delta.classes, classes, strict=False) if a != b)
+        raise DeltaError(f"The delta names its classes otherwise than the data does ({differs!r} first); use the same.")
+
+
+def show_base(m: Measures, classes: list[str] | None) -> None:
+    """Table of one network."""
+    names = classes or [str(j) for j in range(len(m.per_class))]
+    rows = [[n, str(int(c)), percent(a), percent(u)] for n, c, a, u in zip(names, m.counts, m.per_class, m.auroc)]
+    rows.append(["overall", str(m.n), percent(m.overall), ""])
+    out.print(table(["class", "examples", "accuracy %", "AUROC %"], rows))
+
+
+def show_comparison(c: Comparison, mark: list[str] | None = None) -> None:
+    """Table of base and tweaked network, classes in ``mark`` pointed at."""
+    rows = []
+    for j, name in enumerate(c.classes):
+        if not c.base.counts[j]:
+            rows.append([name, "0", "–", "–", "–", "–"])
+            continue
+        before, after = c.base.per_class[j], c.tweaked.per_class[j]
+        auroc = c.tweaked.auroc[j] - c.base.auroc[j]
+        label = name + (" ◂" if mark and name in mark else "")
+        rows.append(
+            [label, str(int(c.base.counts[j])), percent(before), percent(after), points(after - before), points(auroc)]
+        )
+    for name, before, after in (
+        ("overall", c.base.overall, c.tweaked.overall),
+        ("balanced", c.base.balanced, c.tweaked.balanced),
+    ):
+        rows.append([name, str(c.base.n), percent(before), percent(after), points(after - before), ""])
+    out.print(table(["class", "examples", "base %", "tweaked %", "points", "AUROC points"], rows))
+    worst = "no class lost" if c.worst_drop >= 0 else f"{c.worst_class} lost {-100 * c.worst_drop:.1f} points"
+    out.print(
+        f"E {100 * c.E:.2f} points; worst: {worst}; log loss {c.base.nll:.3f} → {c.tweaked.nll:.3f}; "
+        f"calibration error {percent(c.base.ece)} → {percent(c.tweaked.ece)} %; p = {np.format_float_scientific(c.p_value, 1)}"
+    )

@@ -1,0 +1,177 @@
+"""Options that several commands share, and what they open."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+from torch import nn
+
+from tweaknn.cli.console import note
+from tweaknn.errors import InputError, ModelError
+from tweaknn.inputs import Examples, align, load_data, load_model, resolve_preprocess
+
+Model = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        help="file.py:function returning an nn.Module, torchvision:NAME, timm:NAME, or a folder of `tweaknn train`.",
+    ),
+]
+Weights = Annotated[str | None, typer.Option(help="Weights for --model: .safetensors, .pt or .pth.")]
+Preprocess = Annotated[
+    str | None, typer.Option(help="file.py:function from a PIL image (or array) to the network's input tensor.")
+]
+Mean = Annotated[list[str] | None, typer.Option(help="Channel means on the 0..1 scale; give several times, or a,b,c.")]
+Std = Annotated[list[str] | None, typer.Option(help="Channel standard deviations; give several times, or a,b,c.")]
+Size = Annotated[list[str] | None, typer.Option(help="Side in pixels, or height and width.")]
+Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
+Device = Annotated[str, typer.Option(help="Where the network runs: cpu, cuda:0, ...")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Examples a batch.")]
+Json = Annotated[Path | None, typer.Option("--json", help="Write all figures here (fractions, not per cent).")]
+Skip = Annotated[bool, typer.Option("--skip-unreadable", help="Leave damaged images out and count them.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
+DATA_HELP = "A folder of class folders, a Parquet file of images, an .npz with x and y, or file.py:function."
+
+
+@dataclass
+class Opened:
+    """A network, ready to be shown data."""
+
+    model: nn.Module
+    classes: list[str] | None
+    preprocess: Any
+    notes: list[str] = field(default_factory=list)
+
+
+def numbers(values: list[str] | None, name: str) -> list[float] | None:
+    """``["1,2", "3"] -> [1, 2, 3]``. Raises InputError for anything that is not a number."""
+    if not values:
+        return None
+    try:
+        return [float(part) for value in values for part in value.replace(" ", ",").split(",") if part]
+    except ValueError:
+        raise InputError(f"--{name} takes numbers, not {' '.join(values)!r}.") from None
+
+
+def open_model(
+    model: str,
+    weights: str | None,
+    *,
+    preprocess: str | None = None,
+    mean: list[str] | None = None,
+    std: list[str] | None = None,
+    size: list[str] | None = None,
+    device: str = "cpu",
+    seed: int = 0,
+) -> Opened:
+    """Load a network and settle its preprocessing.
+
+    Raises:
+        ModelError: see :func:`tweaknn.inputs.load_model`; also for a device that is not there.
+        InputError: preprocessing options contradict each other.
+    """
+    seed_everything(seed)
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = (str(error).splitlines() or ["unknown"])[0]
+        raise ModelError(f"Device {device!r} cannot be used: {reason}") from None
+    loaded = load_model(model, weights=weights, device=device)
+    sides = numbers(size, "size")
+    transform, said = resolve_preprocess(
+        loaded.preprocess,
+        function=preprocess,
+        mean=numbers(mean, "mean"),
+        std=numbers(std, "std"),
+        size=[int(side) for side in sides] if sides else None,
+    )
+    return Opened(loaded.module, loaded.classes, transform, [said, *getattr(loaded, "notes", [])])
+
+
+def open_data(spec: str, opened: Opened, *, group: str | None = None, skip_unreadable: bool = False) -> Examples:
+    """Load labelled examples and bring their labels to the network's outputs.
+
+    Raises:
+        DataError: see :func:`tweaknn.inputs.load_data` and :func:`tweaknn.inputs.match_classes`.
+    """
+    examples = load_data(spec, preprocess=opened.preprocess, group=group, skip_unreadable=skip_unreadable)
+    n_logits = count_logits(opened.model, examples)
+    aligned, match = align(examples, opened.classes, n_logits)
+    for sentence in (*opened.notes, match.note):
+        if sentence:
+            note(sentence)
+    if examples.skipped:
+        note(f"{examples.skipped} unreadable images were left out of {spec}")
+    return aligned
+
+
+def count_logits(model: nn.Module, examples: Examples) -> int:
+    """How many classes the network tells apart, found out by showing it one example."""
+    from tweaknn.network.modes import call, eval_mode, first, logits_of, placement, to_model
+
+    x, _ = examples.batch([0])
+    try:
+        with eval_mode(model), torch.inference_mode():
+            return int(logits_of(call(model, to_model(first(x, 2), *placement(model)))).shape[1])
+    except ModelError:
+        raise
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise ModelError(
+            f"The network does not run on an input of shape {tuple(x.shape[1:])}: {reason}; "
+            "check the preprocessing (--size, --mean, --std, --preprocess)."
+        ) from None
+
+
+def seed_everything(seed: int) -> None:
+    """Seed numpy and torch."""
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def check_writable(path: Path | None, option: str) -> None:
+    """Fail before the work, not after it. Raises InputError when nothing can be written at ``path``."""
+    if path is None:
+        return
+    folder = path.parent if str(path.parent) else Path(".")
+    if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise InputError(f"{option} {path}: cannot be written; its folder must exist and be writable.")
+
+
+def write_json(path: Path | None, figures: dict[str, Any]) -> None:
+    """Write ``figures`` whole or not at all; NaN becomes null."""
+    if path is None:
+        return
+    text = json.dumps(_plain(figures), indent=2, allow_nan=False) + "\n"
+    try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            stream.write(text)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise InputError(f"--json {path}: {error.strerror or error}.") from None
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, np.ndarray):
+        return _plain(value.tolist())
+    if isinstance(value, (np.floating, float)):
+        return float(value) if np.isfinite(value) else None
+    if isinstance(value, np.integer):
+        return int(value)
+    if isinstance(value, np.bool_):
+        return bool(value)
+    return value
