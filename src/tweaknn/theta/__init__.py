@@ -1,1 +1,1 @@
-"""Algorithm 1 as exact, mergeable statistics over a stream."""
+"""Algorithm θ of the synaptic join as exact, mergeable statistics over a stream of neuron values."""

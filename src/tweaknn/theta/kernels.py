@@ -1,0 +1,222 @@
+"""Compiled loops of Algorithm θ: the (max, x) semiring product of neuron values and inverse margins.
+
+All kernels release the GIL, so that threads can share the neurons out. ``values`` is a layer's ``(n, size)`` float32,
+C-contiguous; a block of ``v`` neurons begins at column ``offset``. Maxima are compared by their bits as integers: the
+order of non-negative floats is the same, integer maxima have execution ports of their own, and a NaN, whose bits are
+above those of infinity, cannot get lost.
+"""
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+
+from tweaknn.theta import tiles
+
+jit = numba.njit(nogil=True, cache=True, error_model="numpy")
+
+CHUNK = 64
+"""Neurons looked at together when mistakes are compared with the running maximum."""
+STRIP = 4 * tiles.WIDTH
+"""Neurons for which all classes are done before the next: a micro-batch's strip stays in the first-level cache."""
+
+_W, _LONG_W, _U = tiles.WIDTH, 2 * tiles.WIDTH, tiles.CLASSES
+_long, _s1, _s2 = tiles.LONG, tiles.SIGNED[1], tiles.SIGNED[2]
+_p1, _p2, _p3, _p4, _p5 = (tiles.PLAIN[u] for u in range(1, 6))
+
+
+@jit
+def fold_plain(values, offset, used, inverse, peak):  # type: ignore[no-untyped-def]
+    """peak[j, i] = max(peak[j, i], |values[used[k], offset + i]| * inverse[k, j]) over all k."""
+    c, v = peak.shape
+    n = len(used)
+    x, xs, u = values.ctypes.data + 4 * offset, values.strides[0], used.ctypes.data
+    g, gs, p, ps = inverse.ctypes.data, inverse.strides[0], peak.ctypes.data, peak.strides[0]
+    whole = v - v % _W
+    if c == 1:
+        whole = v - v % _LONG_W
+        for i in range(0, whole, _LONG_W):
+            _long(x + 4 * i, xs, u, n, g, gs, p + 4 * i, ps, 0)
+    else:
+        for a in range(0, whole, STRIP):
+            b = min(a + STRIP, whole)
+            for j in range(0, c, _U):
+                rest = c - j
+                for i in range(a, b, _W):
+                    xi, gj, pij = x + 4 * i, g + 4 * j, p + j * ps + 4 * i
+                    if rest >= 5:
+                        _p5(xi, xs, u, n, gj, gs, pij, ps, 0)
+                    elif rest == 4:
+                        _p4(xi, xs, u, n, gj, gs, pij, ps, 0)
+                    elif rest == 3:
+                        _p3(xi, xs, u, n, gj, gs, pij, ps, 0)
+                    elif rest == 2:
+                        _p2(xi, xs, u, n, gj, gs, pij, ps, 0)
+                    else:
+                        _p1(xi, xs, u, n, gj, gs, pij, ps, 0)
+    for j in range(c):
+        for k in range(n):
+            for i in range(whole, v):
+                r = abs(values[used[k], offset + i]) * inverse[k, j]
+                peak[j, i] = r if r > peak[j, i] or r != r else peak[j, i]
+
+
+@jit
+def fold_signed(values, offset, used, inverse, plus, minus):  # type: ignore[no-untyped-def]
+    """The same for both signs of the weight: plus takes max(value * inverse), minus max(-value * inverse)."""
+    c, v = plus.shape
+    n = len(used)
+    x, xs, u = values.ctypes.data + 4 * offset, values.strides[0], used.ctypes.data
+    g, gs, ps = inverse.ctypes.data, inverse.strides[0], plus.strides[0]
+    p, m = plus.ctypes.data, minus.ctypes.data
+    whole = v - v % _W
+    for a in range(0, whole, STRIP):
+        b = min(a + STRIP, whole)
+        for j in range(0, c, 2):
+            for i in range(a, b, _W):
+                at = j * ps + 4 * i
+                if c - j >= 2:
+                    _s2(x + 4 * i, xs, u, n, g + 4 * j, gs, p + at, ps, m + at)
+                else:
+                    _s1(x + 4 * i, xs, u, n, g + 4 * j, gs, p + at, ps, m + at)
+    for j in range(c):
+        for k in range(n):
+            for i in range(whole, v):
+                r = values[used[k], offset + i] * inverse[k, j]
+                plus[j, i] = r if r > plus[j, i] or r != r else plus[j, i]
+                minus[j, i] = -r if -r > minus[j, i] else minus[j, i]
+
+
+@jit
+def fold_levels(values, offset, used, inverse, side, plain, levels):  # type: ignore[no-untyped-def]
+    """Keep the q largest ratios of every pair, largest first: levels is (q, c, v); side is the weight's sign."""
+    q, c, v = levels.shape
+    for j in range(c):
+        for n in range(len(used)):
+            k, g = used[n], inverse[n, j] * side
+            if g == 0:
+                continue
+            for a in range(0, v, CHUNK):
+                b = min(a + CHUNK, v)
+                hits = 0
+                for i in range(a, b):
+                    x = values[k, offset + i]
+                    r = abs(x) * g if plain else x * g
+                    hits += 1 if r > levels[q - 1, j, i] or r != r else 0
+                if hits == 0:
+                    continue
+                for i in range(a, b):
+                    x = values[k, offset + i]
+                    r = abs(x) * g if plain else x * g
+                    p = q - 1
+                    if r > levels[p, j, i] or r != r:
+                        while p > 0 and (r > levels[p - 1, j, i] or r != r):
+                            levels[p, j, i] = levels[p - 1, j, i]
+                            p -= 1
+                        levels[p, j, i] = r
+
+
+@jit
+def keep_wrong(
+    values,
+    offset,
+    wrong,
+    wrong_target,
+    wrong_inverse,
+    lowest_plus,
+    lowest_minus,
+    plain,
+    first,
+    room,
+    out_row,
+    out_neuron,
+    out_ratio,
+    filled,
+):  # type: ignore[no-untyped-def]  # noqa: E501
+    """Append (target, neuron, signed ratio) of mistakes that may still be counted, from mistake ``first`` on.
+
+    A mistake's ratio |V|/m counts in the end only if it reaches the final maximum over D_c, which is at least the
+    running one: whatever is below that can be forgotten now. Returns (next mistake, filled); the next mistake is not
+    the last when the buffers had no room for a whole one.
+    """
+    v = lowest_plus.shape[1]
+    for e in range(first, len(wrong)):
+        k, row, g = wrong[e], wrong_target[e], wrong_inverse[e]
+        begin = filled
+        for a in range(0, v, CHUNK):
+            b = min(a + CHUNK, v)
+            hits = 0
+            if plain:
+                for i in range(a, b):
+                    x = abs(values[k, offset + i])
+                    hits += 0 if x == 0 or x * g < lowest_plus[row, i] else 1
+            else:
+                for i in range(a, b):
+                    x = values[k, offset + i]
+                    limit = lowest_plus[row, i] if x > 0 else lowest_minus[row, i]
+                    hits += 0 if x == 0 or abs(x) * g < limit else 1
+            if hits == 0:
+                continue
+            if filled + hits > room:
+                return e, begin
+            for i in range(a, b):
+                x = values[k, offset + i]
+                limit = lowest_plus[row, i] if plain or x > 0 else lowest_minus[row, i]
+                if not (x == 0 or abs(x) * g < limit):
+                    out_row[filled] = row
+                    out_neuron[filled] = i
+                    out_ratio[filled] = abs(x) * g if plain or x > 0 else -abs(x) * g
+                    filled += 1
+    return len(wrong), filled
+
+
+@jit
+def count_wrong(values, offset, wrong, wrong_target, wrong_inverse, need_plus, need_minus, plain, plus, minus):  # type: ignore[no-untyped-def]
+    """Add to plus (and minus) the mistakes whose ratio reaches need: the second pass when they did not fit."""
+    v = need_plus.shape[1]
+    for e in range(len(wrong)):
+        k, row, g = wrong[e], wrong_target[e], wrong_inverse[e]
+        for i in range(v):
+            x = values[k, offset + i]
+            if x != 0:
+                r = np.float64(np.float32(abs(x) * g))
+                if plain or x > 0:
+                    plus[row, i] += 1 if r >= need_plus[row, i] else 0
+                else:
+                    minus[row, i] += 1 if r >= need_minus[row, i] else 0
+
+
+@jit
+def prune(row, neuron, ratio, size, plus, minus):  # type: ignore[no-untyped-def]
+    """Drop kept ratios that the running maximum has passed, in place; returns how many remain."""
+    kept = 0
+    for e in range(size):
+        r = ratio[e]
+        limit = plus[row[e], neuron[e]] if r > 0 else minus[row[e], neuron[e]]
+        if not abs(r) < limit:
+            row[kept], neuron[kept], ratio[kept] = row[e], neuron[e], r
+            kept += 1
+    return kept
+
+
+@jit
+def count_kept(row, neuron, ratio, size, need_plus, need_minus, plus, minus):  # type: ignore[no-untyped-def]
+    """Count kept ratios that reach need (float64, so that comparing loses nothing)."""
+    for e in range(size):
+        r = np.float64(ratio[e])
+        if r > 0:
+            plus[row[e], neuron[e]] += 1 if r >= need_plus[row[e], neuron[e]] else 0
+        else:
+            minus[row[e], neuron[e]] += 1 if -r >= need_minus[row[e], neuron[e]] else 0
+
+
+@jit
+def summarize_own(values, offset, own, own_target, largest, total):  # type: ignore[no-untyped-def]
+    """largest |V| and, in units of 2^-24, the sum of V over D_t: integers, so that the order of adding is no matter."""
+    v = largest.shape[1]
+    for e in range(len(own)):
+        k, row = own[e], own_target[e]
+        for i in range(v):
+            x = values[k, offset + i]
+            largest[row, i] = max(largest[row, i], abs(x))
+            total[row, i] += np.int64(np.float64(x) * 16777216.0)

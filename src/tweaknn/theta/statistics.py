@@ -1,0 +1,392 @@
+"""Algorithm θ as a mergeable statistic: ``update(state, batch)``, ``merge(a, b)``, ``finish(state)``.
+
+A state is a running maximum over D_c of |V|/m for every (target, neuron), i.e. 1/threshold, and a list of the mistakes
+that may still be counted. A mistake's own |V|/m counts only if it reaches the final maximum, so it can be forgotten as
+soon as the running maximum has passed it: one pass gives thresholds and counts, and the list stays short. Maxima and
+sets of mistakes do not depend on the order in which they come, so any sharding gives the same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from tweaknn.errors import InputError, ModelError
+from tweaknn.theta import kernels
+from tweaknn.theta.relations import FLOAT_MAX, Relations, relate
+from tweaknn.theta.synapses import FORMS, Synapses, stack
+
+EPS2 = 1e-4
+"""Default ε2, a fraction of the bound: above the rounding of a float32 network, below anything that matters."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Mistakes that may still count: target row, neuron, ratio |V|/m (negative where V < 0 in the signed form)."""
+
+    row: np.ndarray
+    neuron: np.ndarray
+    ratio: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+    @staticmethod
+    def empty(room: int = 0) -> Kept:
+        return Kept(np.empty(room, np.int32), np.empty(room, np.int32), np.empty(room, np.float32))
+
+    def part(self, size: int) -> Kept:
+        """The first ``size`` of them, as arrays of their own."""
+        return Kept(self.row[:size].copy(), self.neuron[:size].copy(), self.ratio[:size].copy())
+
+    def grown(self, room: int) -> Kept:
+        """The same with room for more."""
+        larger = Kept.empty(room)
+        for a, b in zip((larger.row, larger.neuron, larger.ratio), (self.row, self.neuron, self.ratio)):
+            a[: len(b)] = b
+        return larger
+
+
+@dataclass(frozen=True)
+class Own:
+    """What neurons do on D_t, for the 100 % fall-back: largest |V| and sum of V in units of 2^-24, both ``(c, v)``."""
+
+    largest: np.ndarray
+    total: np.ndarray
+
+
+@dataclass(frozen=True)
+class State:
+    """Statistics of ``v`` neurons for ``c`` targets after ``examples`` examples.
+
+    peaks: one array a sign of the weight (one in the plain form), ``(levels, c, v)`` float32: the largest ratios
+        |V|/m over D_c, largest first (and of D_t in the signed form). One level gives the plain minimum of the bounds.
+    tied: ``(c,)`` bool, D_c holds a tie. mistakes: ``(c,)``, size of D_w so far.
+    kept: the mistakes that may count; None when they were given up for lack of room and need a second pass.
+    own: see :class:`Own`; None when not asked for.
+    """
+
+    targets: np.ndarray
+    form: str
+    peaks: tuple[np.ndarray, ...]
+    tied: np.ndarray
+    mistakes: np.ndarray
+    examples: int
+    kept: Kept | None
+    own: Own | None = None
+
+    @property
+    def neurons(self) -> int:
+        return int(self.peaks[0].shape[2])
+
+    @property
+    def levels(self) -> int:
+        return int(self.peaks[0].shape[0])
+
+    @property
+    def lowest(self) -> tuple[np.ndarray, np.ndarray]:
+        """The limits a mistake has to reach, for positive and negative weights."""
+        return self.peaks[0][-1], self.peaks[-1][-1]
+
+
+def start(
+    targets: Sequence[int] | np.ndarray, neurons: int, *, form: str = "plain", levels: int = 1, own: bool = False
+) -> State:
+    """An empty state. ``levels`` is the budget q: the bound is the q-th smallest instead of the minimum.
+
+    Raises:
+        InputError: unknown form, no or repeated targets, no neurons, levels below 1.
+    """
+    wanted = np.asarray(targets, np.int64).reshape(-1)
+    if form not in FORMS:
+        raise InputError(f"Unknown form {form!r}; choose one of {', '.join(FORMS)}.")
+    if not len(wanted) or len(np.unique(wanted)) != len(wanted) or wanted.min() < 0:
+        raise InputError(f"Targets have to be distinct class indices, at least one; got {wanted.tolist()}.")
+    if neurons < 1 or levels < 1:
+        raise InputError(f"At least one neuron and a budget of at least 1 are needed; got {neurons} and {levels}.")
+    c = len(wanted)
+    sides = 1 if form == "plain" else 2
+    peaks = tuple(np.zeros((levels, c, neurons), np.float32) for _ in range(sides))
+    summary = Own(np.zeros((c, neurons), np.float32), np.zeros((c, neurons), np.int64)) if own else None
+    return State(wanted, form, peaks, np.zeros(c, bool), np.zeros(c, np.int64), 0, Kept.empty(), summary)
+
+
+def update(state: State, values: np.ndarray, logits: np.ndarray, labels: np.ndarray, *, eps1: float = 0.0) -> State:
+    """The state after one more batch; the given state is left as it was.
+
+    values: ``(n, v)``; logits: ``(n, classes)``; labels: ``(n,)``.
+
+    Raises:
+        InputError: shapes do not fit. DataError: labels out of range. ModelError: NaN or infinite logits or values.
+    """
+    values = as_values(values, state.neurons)
+    if eps1:
+        values = values + np.float32(eps1)
+    if len(values) != len(logits):
+        raise InputError(f"{len(values)} examples of values and {len(logits)} of logits do not fit.")
+    relations = relate(logits, labels, check_targets(state.targets, np.shape(logits)[1]), state.form)
+    peaks = tuple(p.copy() for p in state.peaks)
+    own = None if state.own is None else Own(state.own.largest.copy(), state.own.total.copy())
+    fold(peaks, values, 0, relations, state.form)
+    if own is not None:
+        kernels.summarize_own(values, 0, relations.own, relations.own_target, own.largest, own.total)
+    after = replace(
+        state,
+        peaks=peaks,
+        own=own,
+        tied=state.tied | relations.tied,
+        mistakes=state.mistakes + np.bincount(relations.wrong_target, minlength=len(state.targets)),
+        examples=state.examples + len(values),
+    )
+    if state.kept is not None:
+        found = _mistakes(after, values, relations)
+        after = replace(after, kept=_join(_pruned(state.kept, after), found))
+    check_finite(after, values)
+    return after
+
+
+def check_targets(targets: np.ndarray, classes: int) -> np.ndarray:
+    """Targets as they are; InputError when one is no class of the network."""
+    if targets.max() >= classes:
+        raise InputError(f"Target class {int(targets.max())} does not exist: the network has {classes} classes.")
+    return targets
+
+
+def as_values(values: np.ndarray, neurons: int) -> np.ndarray:
+    """Neuron values as contiguous float32 ``(n, v)``; half precision is widened."""
+    values = np.asarray(values)
+    if values.ndim != 2 or values.shape[1] != neurons:
+        raise InputError(f"Neuron values have shape {values.shape}; (n, {neurons}) is needed.")
+    if values.dtype == bool or not np.issubdtype(values.dtype, np.number):
+        raise InputError(f"Neuron values have type {values.dtype}; floating point is needed.")
+    return np.ascontiguousarray(values, dtype=np.float32)
+
+
+def fold(peaks: tuple[np.ndarray, ...], values: np.ndarray, offset: int, r: Relations, form: str) -> None:
+    """Fold a batch into the running maxima of a block of neurons, in place."""
+    plain = form == "plain"
+    if peaks[0].shape[0] > 1:
+        for side, levels in zip((1.0, -1.0), peaks):
+            kernels.fold_levels(values, offset, r.used, r.inverse, np.float32(side), plain, levels)
+    elif plain:
+        kernels.fold_plain(values, offset, r.used, r.inverse, peaks[0][0])
+    else:
+        kernels.fold_signed(values, offset, r.used, r.inverse, peaks[0][0], peaks[1][0])
+    if not plain and r.own_tied.any():
+        # No room at all on these: any push the wrong way loses the example, so the threshold there is 0.
+        for k, row in zip(r.own[r.own_tied], r.own_target[r.own_tied]):
+            x = values[k, offset : offset + peaks[0].shape[2]]
+            _insert(peaks[0][:, row], x < 0)
+            _insert(peaks[1][:, row], x > 0)
+
+
+def _insert(levels: np.ndarray, where: np.ndarray) -> None:
+    levels[1:, where] = levels[:-1, where]
+    levels[0, where] = FLOAT_MAX
+
+
+def keep(state: State, values: np.ndarray, offset: int, r: Relations, out: Kept, filled: int, first: int = 0):  # type: ignore[no-untyped-def]
+    """Write the batch's mistakes that reach the running maximum into ``out``: (next mistake, filled)."""
+    plus, minus = state.lowest
+    return kernels.keep_wrong(
+        values, offset, r.wrong, r.wrong_target, r.wrong_inverse, plus, minus, state.form == "plain", first,
+        len(out), out.row, out.neuron, out.ratio, filled,
+    )  # fmt: skip
+
+
+def _mistakes(state: State, values: np.ndarray, r: Relations) -> Kept:
+    out, filled, first = Kept.empty(4096), 0, 0
+    while True:
+        first, filled = keep(state, values, 0, r, out, filled, first)
+        if first == len(r.wrong):
+            return out.part(filled)
+        out = out.grown(max(4 * len(out), filled + state.neurons))
+
+
+def _pruned(kept: Kept, state: State) -> Kept:
+    plus, minus = state.lowest
+    copy = kept.part(len(kept))
+    return copy.part(kernels.prune(copy.row, copy.neuron, copy.ratio, len(copy), plus, minus))
+
+
+def _join(a: Kept, b: Kept) -> Kept:
+    pairs = zip((a.row, a.neuron, a.ratio), (b.row, b.neuron, b.ratio))
+    return Kept(*(np.concatenate(pair) for pair in pairs))
+
+
+def merge(a: State, b: State) -> State:
+    """The state of both streams together; associative and commutative up to the order of the kept list.
+
+    Raises:
+        InputError: the states are of different targets, forms, budgets or numbers of neurons.
+    """
+    if a.form != b.form or a.peaks[0].shape != b.peaks[0].shape or not np.array_equal(a.targets, b.targets):
+        raise InputError("Only statistics of the same targets, form, budget and neurons can be merged.")
+    if a.levels == 1:
+        peaks = tuple(np.maximum(p, q) for p, q in zip(a.peaks, b.peaks))
+    else:
+        q = a.levels
+        both = (np.concatenate([x, y]) for x, y in zip(a.peaks, b.peaks))
+        peaks = tuple(np.ascontiguousarray(-np.sort(-x, axis=0)[:q]) for x in both)
+    own = None
+    if a.own is not None and b.own is not None:
+        own = Own(np.maximum(a.own.largest, b.own.largest), a.own.total + b.own.total)
+    merged = replace(
+        a,
+        peaks=peaks,
+        own=own,
+        kept=None,
+        tied=a.tied | b.tied,
+        mistakes=a.mistakes + b.mistakes,
+        examples=a.examples + b.examples,
+    )
+    if a.kept is not None and b.kept is not None:
+        merged = replace(merged, kept=_join(_pruned(a.kept, merged), _pruned(b.kept, merged)))
+    return merged
+
+
+def check_finite(state: State, values: np.ndarray | None = None, layer: str = "") -> None:
+    """ModelError when a NaN or an infinity has reached the statistics: it cannot be outgrown by a maximum."""
+    if all(np.isfinite(p[0]).all() for p in state.peaks):
+        return
+    where = f" of layer {layer}" if layer else ""
+    if values is not None and not np.isfinite(values).all():
+        k = int(np.flatnonzero(~np.isfinite(values).all(axis=1))[0])
+        raise ModelError(f"Neuron values{where} are NaN or infinite for example {k} of the batch.")
+    raise ModelError(f"Neuron values{where} are NaN, infinite or too large for float32.")
+
+
+def finish(state: State, *, eps2: float = EPS2, relative: bool = True) -> Synapses:
+    """Thresholds, counts and signs (Algorithm 1, lines 13-19).
+
+    eps2: what is taken off the bound, as a fraction of it, or (``relative=False``, the dissertation's) as a number.
+    """
+    return stack(finish_parts([state], eps2=eps2, relative=relative))
+
+
+def finish_parts(
+    states: Sequence[State],
+    *,
+    eps2: float = EPS2,
+    relative: bool = True,
+    counts: Sequence[tuple[np.ndarray, ...]] | None = None,
+) -> list[Synapses]:
+    """The same for neurons held in several blocks (layers): the cap of unbounded neurons and the 100 % fall-back
+    look at all blocks of a class. ``counts`` are those of a second pass, where the kept mistakes did not fit.
+
+    Raises:
+        InputError: eps2 outside [0, 1), or counts are missing for a block that gave its mistakes up.
+    """
+    needs = needed(states, eps2=eps2, relative=relative)
+    both = []
+    for s, (state, need) in enumerate(zip(states, needs)):
+        if state.kept is not None:
+            both.append(count(state, need))
+        elif counts is not None:
+            both.append(counts[s])
+        else:
+            raise InputError("The mistakes were not kept: count them in a second pass first.")
+    nothing = np.logical_and.reduce([~c.any(axis=1) for counted in both for c in counted])
+    return [_finish(*part, nothing) for part in zip(states, needs, both)]
+
+
+def needed(states: Sequence[State], *, eps2: float = EPS2, relative: bool = True) -> list[tuple[np.ndarray, ...]]:
+    """1/threshold as float64 ``(c, v)``, one a sign: the ratio a mistake has to reach to be counted.
+
+    Infinite where the threshold is 0.
+    """
+    if not eps2 >= 0 or (relative and eps2 >= 1):
+        raise InputError(f"eps2 is {eps2}; a fraction from 0 to below 1 is needed, or an absolute number >= 0.")
+    result: list[list[np.ndarray]] = [[] for _ in states]
+    for side in range(len(states[0].peaks)):
+        peaks = [state.peaks[side][-1] for state in states]
+        tied = states[0].tied
+        limits = [_limit(peak, tied, eps2, relative) for peak in peaks]
+        cap = np.full(len(tied), np.inf)
+        for limit in limits:  # the largest finite threshold of the class is the smallest positive limit
+            cap = np.minimum(cap, np.where(limit > 0, limit, np.inf).min(axis=1))
+        for s, limit in enumerate(limits):
+            result[s].append(np.where(limit == 0, cap[:, None], limit))
+    return [tuple(r) for r in result]
+
+
+def _limit(peak: np.ndarray, tied: np.ndarray, eps2: float, relative: bool) -> np.ndarray:
+    """1/threshold before capping: 0 for an unbounded neuron, inf for threshold 0."""
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        p = peak.astype(np.float64)
+        if relative:
+            limit = p / (1 - eps2)
+        else:
+            room = 1 / p - eps2
+            limit = np.where(p == 0, 0.0, np.where(room > 0, 1 / room, np.inf))
+    limit[p >= FLOAT_MAX] = np.inf
+    limit[tied] = np.inf
+    return limit
+
+
+def count(state: State, need: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
+    """How many kept mistakes reach ``need``: int32 ``(c, v)``, one a sign."""
+    if state.kept is None:
+        raise InputError("The mistakes were not kept: count them in a second pass.")
+    result = tuple(np.zeros(n.shape, np.int32) for n in need)
+    kept = state.kept
+    kernels.count_kept(kept.row, kept.neuron, kept.ratio, len(kept), need[0], need[-1], result[0], result[-1])
+    for counted, n in zip(result, need):
+        counted[np.isinf(n)] = 0
+    return result
+
+
+def _finish(
+    state: State, need: tuple[np.ndarray, ...], counted: tuple[np.ndarray, ...], nothing: np.ndarray
+) -> Synapses:
+    thresholds = [(1 / n).astype(np.float32) for n in need]
+    unbounded = [(p[-1] == 0) & ~state.tied[:, None] for p in state.peaks]
+    shape = thresholds[0].shape
+    negative = np.zeros(shape, bool)
+    if state.form == "signed":
+        negative = counted[1] > counted[0]  # a negative weight only where it corrects strictly more
+        if state.own is not None:
+            negative[nothing] = state.own.total[nothing] < 0
+    pick = [np.where(negative, pair[-1], pair[0]) for pair in (thresholds, counted, unbounded)]
+    return Synapses(
+        targets=state.targets,
+        threshold=pick[0],
+        count=pick[1].astype(np.int64),
+        sign=np.where(negative, -1, 1).astype(np.int8),
+        unbounded=pick[2],
+        mistakes=state.mistakes,
+        silent=None if state.own is None else state.own.largest == 0,
+    )
+
+
+def theta_all(
+    V: np.ndarray,
+    C: np.ndarray,
+    labels: np.ndarray,
+    targets: Sequence[int] | np.ndarray | None = None,
+    *,
+    form: str = "plain",
+    budget: int = 1,
+    eps1: float = 0.0,
+    eps2: float = EPS2,
+    relative: bool = True,
+    batch_size: int = 4096,
+) -> Synapses:
+    """Algorithm 1 on tables in memory: ``V`` ``(n, v)``, ``C`` ``(n, classes)``, ``labels`` ``(n,)``.
+
+    targets: class indices, by default all. budget: the q-th smallest bound instead of the minimum.
+    """
+    C, labels = np.asarray(C), np.asarray(labels)
+    if C.ndim != 2 or np.ndim(V) != 2:
+        raise InputError(f"V {np.shape(V)} and C {C.shape} have to be tables (examples, neurons), (examples, classes).")
+    wanted = np.arange(C.shape[1]) if targets is None else np.asarray(targets)
+    state = start(wanted, np.shape(V)[1], form=form, levels=budget, own=True)
+    check_targets(state.targets, C.shape[1])
+    if len(V) != len(C) or labels.shape != (len(C),):
+        raise InputError(f"V {np.shape(V)}, C {C.shape} and labels {labels.shape} differ in the number of examples.")
+    for a in range(0, len(C), batch_size):
+        part = slice(a, a + batch_size)
+        state = update(state, np.asarray(V[part]), C[part], labels[part], eps1=eps1)
+    return finish(state, eps2=eps2, relative=relative)
