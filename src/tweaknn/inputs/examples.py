@@ -40,7 +40,7 @@ class _Pixels:
         self.lazy = False
 
     def rows(self, indices: np.ndarray) -> np.ndarray:
-        if self.direct:
+        if self.direct and isinstance(self.source, ArraySource):
             return self.preprocess.widen(self.source.images[indices])
         missing = indices[~self.have[indices]]
         if len(missing) == 0 and self.store is not None:

@@ -128,23 +128,34 @@ def _from_torchvision(text: str, weights: str | Path | None, num_classes: int | 
         classes = list(default.meta.get("categories", [])) or None
     else:
         state = read_weights(weights)
-        size = num_classes or infer_classes(state)
-        module = _build(lambda k: models.get_model(name, weights=None, **k), size, text)
+        module = _build(lambda **k: models.get_model(name, weights=None, **k), state, num_classes, text)
         load_into(module, state, weights)
         categories = list(default.meta.get("categories", [])) if default is not None else []
-        classes = categories if categories and size == len(categories) else None
+        classes = categories if categories and _outputs(module) == len(categories) else None
     preprocess = of_torchvision(default.transforms()) if default is not None else _plain_preprocess(module)[0]
     return LoadedModel(module, classes, preprocess, text)
 
 
-def _build(make: Callable[[dict[str, Any]], nn.Module], size: int | None, text: str) -> nn.Module:
-    options: dict[str, Any] = {} if size is None else {"num_classes": size}
+def _build(
+    make: Callable[..., nn.Module], state: dict[str, torch.Tensor], num_classes: int | None, text: str
+) -> nn.Module:
+    """The untrained architecture with as many outputs as the checkpoint's last layer has (or ``num_classes``)."""
     try:
-        return make(options)
+        if num_classes is None:
+            with torch.device("meta"):
+                usual = make()
+            num_classes = infer_classes(state, usual.state_dict())
+        return make() if num_classes is None else make(num_classes=num_classes)
     except TweaknnError:
         raise
     except Exception as problem:
         raise ModelError(f"'{text}' cannot be built: {type(problem).__name__}: {problem}") from problem
+
+
+def _outputs(module: nn.Module) -> int | None:
+    """Rows of the module's last matrix (or 1x1 convolution): torchvision's classifiers end with it."""
+    rows = [v.shape[0] for v in module.state_dict().values() if v.ndim == 2 or (v.ndim == 4 and v.shape[2:] == (1, 1))]
+    return rows[-1] if rows else None
 
 
 def _from_timm(text: str, weights: str | Path | None, num_classes: int | None) -> LoadedModel:
@@ -165,8 +176,7 @@ def _from_timm(text: str, weights: str | Path | None, num_classes: int | None) -
             raise ModelError(_download(text, problem)) from problem
     else:
         state = read_weights(weights)
-        size = num_classes or infer_classes(state)
-        module = _build(lambda k: timm.create_model(name, pretrained=False, **k), size, text)
+        module = _build(lambda **k: timm.create_model(name, pretrained=False, **k), state, num_classes, text)
         load_into(module, state, weights)
     config = timm.data.resolve_model_data_config(module)
     return LoadedModel(module, _timm_names(module), of_timm(config), text)
@@ -182,7 +192,7 @@ def _timm_names(module: nn.Module) -> list[str] | None:
 
 def _from_directory(text: str, weights: str | Path | None) -> LoadedModel:
     try:
-        from tweaknn.structure import load_directory
+        from tweaknn.structure import load_directory  # type: ignore[attr-defined,unused-ignore]
     except ImportError as problem:
         raise ModelError(f"'{text}' is a directory, and this build cannot read trained directories.") from problem
     if weights is not None:

@@ -119,7 +119,7 @@ class Preprocess:
 
     def __call__(self, image: Image.Image | np.ndarray) -> torch.Tensor:
         """One image to a float32 tensor ``(channels, height, width)``."""
-        return self.normalise(torch.from_numpy(np.ascontiguousarray(self.pixels(image)))[None])[0]
+        return self.normalise(torch.from_numpy(np.array(self.pixels(image)))[None])[0]
 
     def describe(self) -> str:
         """One phrase for people and for a delta's metadata."""

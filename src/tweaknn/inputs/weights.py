@@ -99,12 +99,17 @@ def _first(names: list[str], most: int = 3) -> str:
     return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
 
 
-def infer_classes(state: dict[str, torch.Tensor]) -> int | None:
-    """Number of outputs: the rows of the last weight that is a matrix (or 1x1 convolution) with a bias of its
-    length."""
-    for name in reversed(list(state)):
-        value = state[name]
-        matrix = value.ndim == 2 or (value.ndim == 4 and value.shape[2:] == (1, 1))
-        if matrix and name.endswith("weight"):
-            return int(value.shape[0])
-    return None
+def infer_classes(state: dict[str, torch.Tensor], usual: Mapping[str, torch.Tensor]) -> int | None:
+    """Number of outputs a checkpoint was trained with, when it is not the architecture's usual one.
+
+    ``usual`` is the state dict of the architecture as it comes. A checkpoint with another number of classes differs
+    from it in the first dimension of its head, and nowhere else; None when there is no such difference. (The order
+    of names says nothing: safetensors sorts them.)
+    """
+    state = _without_prefix(state, set(usual))
+    sizes = [
+        int(state[k].shape[0])
+        for k, v in usual.items()
+        if k in state and v.ndim >= 1 and state[k].shape != v.shape and state[k].shape[1:] == v.shape[1:]
+    ]
+    return sizes[-1] if sizes else None
