@@ -1,0 +1,210 @@
+"""From a network and an example to a :class:`Plan`, proven: every cut it allows is tried before it is offered."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..errors import ModelError
+from .blocks import find_blocks
+from .gating import gated
+from .plan import CONSTANT, Attribute, Block, Op, Plan, Slot
+from .provenance import Watcher, tensors_in
+from .surgery import cut
+
+_HEADS = ("num_heads", "n_heads", "heads", "nhead", "n_head", "num_attention_heads")
+_WIDTHS = ("attn_dim", "inner_dim", "all_head_size")
+PROOF = 1e-10
+
+
+def as_inputs(example: Any) -> tuple[Any, ...]:
+    """The positional arguments of the network's forward pass."""
+    return tuple(example) if isinstance(example, (tuple, list)) else (example,)
+
+
+def run(model: nn.Module, inputs: tuple[Any, ...]) -> list[Tensor]:
+    """All floating-point tensors the network returns for ``inputs``, in evaluation mode, without gradients."""
+    states = {m: m.training for m in model.modules()}
+    model.eval()
+    try:
+        with torch.no_grad():
+            return [t for t in tensors_in(_plain(model(*inputs))) if t.is_floating_point()]
+    finally:
+        for m, mode in states.items():
+            m.training = mode
+
+
+def _plain(out: Any) -> Any:
+    return dict(out) if hasattr(out, "keys") else out
+
+
+def analyse(model: nn.Module, example: Any, *, prove: bool = True, seed: int = 0) -> Plan:
+    """Find the gates of ``model`` by running it once on ``example`` (a batch, or a tuple of arguments).
+
+    With ``prove`` every family of units and every branch has been cut at random in a float64 copy, and the cut copy's
+    outputs agreed with the gated one's to 1e-10 (relative): what fails is left ungated and listed in
+    ``plan.ungated``.
+
+    Raises:
+        ModelError: the network does not run on ``example``, or returns no tensor.
+    """
+    inputs = as_inputs(example)
+    reference = copy.deepcopy(model).cpu().eval()
+    cpu = tuple(x.cpu() if isinstance(x, Tensor) else x for x in inputs)
+    watcher = Watcher(reference)
+    first = next((x for x in cpu if isinstance(x, Tensor)), None)
+    watcher.batch = max(1, int(first.shape[0])) if first is not None and first.dim() else 1
+    try:
+        with torch.no_grad(), watcher:
+            out = list(tensors_in(_plain(reference(*cpu))))
+    except Exception as error:
+        raise ModelError(f"{type(model).__name__} does not run on the example input: {error}") from error
+    if not out:
+        raise ModelError(f"{type(model).__name__} returns no tensor on the example input, so nothing can be gated")
+    for t in out:
+        watcher.freeze(watcher.of(t).numpy(), "an output of the network")
+    blocks, refused = find_blocks(reference)
+    plan = _plan(watcher, reference, blocks)
+    plan.ungated |= refused
+    return _proven(reference, plan, cpu, seed) if prove and plan.n_gates else plan
+
+
+def _plan(w: Watcher, model: nn.Module, blocks: list[Block]) -> Plan:
+    params = dict(model.named_parameters())
+    for slot in w.slots:  # a network frozen on purpose stays as it is
+        p = params.get(slot.key)
+        if p is not None and not p.requires_grad:
+            w.freeze(slot.map, "its parameters are frozen (requires_grad is False)")
+    n = len(w.parent)
+    roots = np.array([w.root(u) for u in range(n)], dtype=np.int64)
+    stay = np.array([u == 0 or int(r) in w.frozen for u, r in enumerate(roots)])
+    used = np.zeros(n, dtype=bool)
+    for slot in w.slots:
+        used[roots[slot.map]] = True
+    live = np.unique(roots[~stay & used[roots]])
+    number = np.full(n, CONSTANT, dtype=np.int64)
+    for g, r in enumerate(live):
+        number[r] = g
+    gate = np.where(stay, CONSTANT, number[roots])
+    ungated: dict[str, str] = {}
+    for u in range(1, n):
+        if roots[u] == u and u in w.frozen:
+            ungated.setdefault(w.names[u].rsplit(":", 1)[0], w.frozen[u])
+    inside = lambda path: tuple(len(live) + i for i, b in enumerate(blocks) if b.holds(path))  # noqa: E731
+    ops = [
+        Op(o.module, gate[o.out_map], None if o.in_map is None else gate[o.in_map], o.flops, o.params,
+           inside(o.module), o.kind)
+        for o in w.ops
+    ]  # fmt: skip
+    slots = [Slot(s.module, s.name, s.dim, gate[s.map], s.reads) for s in w.slots]
+    slots = [s for s in slots if (s.map >= 0).any()]
+    must = []
+    for units in w.made.values():
+        g = gate[units] if len(units) else units
+        if len(g) and (g >= 0).all() and not any(np.array_equal(np.unique(g), m) for m in must):
+            must.append(np.unique(g))
+    names = [w.names[r] for r in live]
+    plan = Plan(len(live), ops, slots, blocks, [], names, ungated, must)
+    plan.attributes = _attributes(w, model, gate, plan)
+    return plan
+
+
+def _attributes(w: Watcher, model: nn.Module, gate: np.ndarray, plan: Plan) -> list[Attribute]:
+    """Integers named like a count of heads, in the module that holds the projections of gated heads."""
+    found: list[Attribute] = []
+    for slot in plan.slots:
+        units = np.unique(slot.map[slot.map >= 0])
+        if (slot.map < 0).any() or not slot.reads or "." not in slot.module:
+            continue
+        per = len(slot.map) // len(units)
+        if per * len(units) != len(slot.map) or per < 2 or not np.array_equal(slot.map, np.repeat(slot.map[::per], per)):
+            continue
+        owner = slot.module.rsplit(".", 1)[0]
+        module = model.get_submodule(owner)
+        for names, value, each in ((_HEADS, len(units), 1), (_WIDTHS, len(slot.map), per)):
+            for name in names:
+                if module.__dict__.get(name) == value and type(module.__dict__[name]) is int:
+                    found.append(Attribute(owner, name, tuple(int(g) for g in slot.map[::per]), each))
+    return found
+
+
+def _proven(model: nn.Module, plan: Plan, inputs: tuple[Any, ...], seed: int) -> Plan:
+    """Keep what stands the test; on failure look for the guilty families and branches one by one."""
+    double = copy.deepcopy(model).double()
+    data = tuple(x.double() if isinstance(x, Tensor) and x.is_floating_point() else x for x in inputs)
+    rng = np.random.default_rng(seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if _agrees(double, plan, data, rng, np.ones(plan.n_gates, dtype=bool)) is None:
+            return plan
+        families = plan.families()
+        bad_units = np.zeros(plan.n_units, dtype=bool)
+        why = "cutting it does not give the gated network"
+        for family in np.unique(families):
+            chosen = np.zeros(plan.n_gates, dtype=bool)
+            chosen[: plan.n_units] = families == family
+            wrong = _agrees(double, plan, data, rng, chosen)
+            if wrong is not None:
+                bad_units |= families == family
+                why = wrong
+        bad_blocks = set()
+        for b in range(len(plan.blocks)):
+            chosen = np.zeros(plan.n_gates, dtype=bool)
+            chosen[plan.n_units + b] = True
+            if _agrees(double, plan, data, rng, chosen) is not None:
+                bad_blocks.add(b)
+        plan = plan.without(bad_units, why)
+        if bad_blocks:
+            plan = plan.without_blocks(bad_blocks, "taking it out does not give the gated network")
+        if plan.n_gates and (wrong := _agrees(double, plan, data, rng, np.ones(plan.n_gates, dtype=bool))):
+            plan = plan.without(np.ones(plan.n_units, dtype=bool), wrong)
+            plan = plan.without_blocks(set(range(len(plan.blocks))), wrong)
+    return plan
+
+
+def _agrees(
+    model: nn.Module, plan: Plan, inputs: tuple[Any, ...], rng: np.random.Generator, chosen: np.ndarray
+) -> str | None:  # fmt: skip
+    """None if the network cut at random among ``chosen`` gates equals the gated one; else what went wrong."""
+    alive = np.ones(plan.n_gates, dtype=bool)
+    alive[chosen] = rng.random(int(chosen.sum())) < 0.6
+    alive = keep_working(plan, alive)
+    try:
+        with gated(model, plan, torch.from_numpy(alive.astype(np.float64))):
+            want = run(model, inputs)
+    except Exception as error:
+        return f"it cannot be gated ({error})"
+    small = copy.deepcopy(model)
+    try:
+        small, _ = cut(small, plan, alive)
+        got = run(small, inputs)
+    except Exception as error:
+        return f"its forward pass fixes the number of channels ({str(error).splitlines()[0][:120]})"
+    for x, y in zip(want, got):
+        if x.shape != y.shape:
+            return "cutting it changes the shape of the output"
+        scale = float(x.abs().max()) or 1.0
+        if not bool(((x - y).abs() <= PROOF * scale).all()):
+            return "cutting it does not give the gated network"
+    return None
+
+
+def keep_working(plan: Plan, alive: np.ndarray) -> np.ndarray:
+    """The smallest working network above ``alive`` (bool, ``(n_gates,)``): no layer without a unit.
+
+    A layer that lost its last unit inside a gated branch takes the branch with it; elsewhere one unit comes back.
+    """
+    alive = alive.copy()
+    for units in plan.must_live:
+        if alive[units].any():
+            continue
+        blocks = {b for o in plan.ops if len(o.out_map) and np.isin(o.out_map, units).any() for b in o.blocks}
+        if blocks:
+            alive[list(blocks)] = False
+        alive[units[0]] = True
+    return alive

@@ -1,0 +1,152 @@
+"""The step of section 4 on ``theta``, and the controller on ``nu`` that ends at a budget. Pure tensor arithmetic.
+
+All arrays have shape ``(n_gates,)`` and are float64; ``z`` is the sampled gate of the step, ``g`` the derivative of
+the mean loss with respect to it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from .cost import CostModel
+from .settings import Settings
+
+FAST, SLOW = 0.95, 0.98
+OFF_DECAY = 0.8
+CLIP = 3.0
+
+
+@dataclass
+class State:
+    """Everything the step remembers."""
+
+    theta: Tensor
+    on: Tensor  # running mean of g where z = 1
+    off: Tensor  # and where z = 0
+    n_on: Tensor
+    n_off: Tensor
+    m: Tensor
+    s: Tensor
+    v: Tensor
+    still: Tensor  # consecutive steps at theta <= 0.01
+    log_nu: float
+    step: int = 0
+
+    @classmethod
+    def new(cls, n: int, settings: Settings, device: torch.device | str = "cpu") -> State:
+        zeros = [torch.zeros(n, dtype=torch.float64, device=device) for _ in range(8)]
+        theta = torch.full((n,), settings.theta0, dtype=torch.float64, device=device)
+        return cls(theta, *zeros, log_nu=math.log(max(settings.nu, 1e-12)))
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {f.name: getattr(self, f.name) for f in fields(self) if isinstance(getattr(self, f.name), Tensor)}
+
+
+def estimate(state: State, g: Tensor, z: Tensor, estimator: str) -> Tensor:
+    """This step's estimate of ``Δ = E[loss|z=1] - E[loss|z=0]`` (section 3), and the update of what it remembers.
+
+    trapezoid: the mean of the derivatives at the two end points, each from its own running mean, so that the rare
+    end point needs no importance weight (its weight still fades as it becomes unvisited, as in the text).
+    weighted: the text's one-sample form, ``g min(1/p_z, 10) / (m_1 + m_0)``. straight-through: ``g``.
+    """
+    if estimator == "straight-through":
+        return g
+    p1, p0 = state.theta, 1 - state.theta
+    m1, m0 = (p1 / 0.1).clamp(max=1.0), (p0 / 0.1).clamp(max=1.0)
+    if estimator == "weighted":
+        p = torch.where(z > 0.5, p1, p0)
+        return g * (1 / p.clamp(min=1e-12)).clamp(max=10.0) / (m1 + m0)
+    is_on = z > 0.5
+    state.n_on += is_on
+    state.n_off += ~is_on
+    rate_on = torch.maximum(torch.full_like(g, 1 - FAST), 1 / state.n_on.clamp(min=1))
+    rate_off = torch.maximum(torch.full_like(g, 1 - OFF_DECAY), 1 / state.n_off.clamp(min=1))
+    state.on += is_on * rate_on * (g - state.on)
+    state.off += ~is_on * rate_off * (g - state.off)
+    w1 = m1 * (state.n_on > 0)
+    w0 = m0 * (state.n_off > 0)
+    return (w1 * state.on + w0 * state.off) / (w1 + w0).clamp(min=1e-12)
+
+
+def remember(state: State, delta: Tensor, estimator: str) -> None:
+    """Running means ``m``, ``s`` and spread ``v`` of ``delta`` (in nats; the text divides by ``nu k`` first)."""
+    t = state.step + 1
+    fast = 1.0 if estimator == "trapezoid" else max(1 - FAST, 1 / t)  # the trapezoid is a running mean already
+    slow = max(1 - SLOW, 1 / t)
+    state.m += fast * (delta - state.m)
+    state.s += slow * (delta - state.s)
+    state.v += slow * ((delta - state.s) ** 2 - state.v)
+
+
+def drive(
+    state: State, settings: Settings, prices: Tensor, now: Tensor, nu: float, ramp: float, progress: float
+) -> Tensor:
+    """``d`` of section 4; ``prices`` is ``k`` (at Θ = 1), ``now`` the gradient of ``K_β`` at ``theta``."""
+    scale = (nu * prices).clamp(min=1e-12)
+    concave = settings.rho * progress * (1 - 2 * state.theta)
+    caution = 1 + settings.kappa * torch.sqrt(state.v * (0.05 / 1.95)) / scale
+    d = (state.m / scale + ramp * now / prices.clamp(min=1e-12) + concave) / caution
+    return d.clamp(-CLIP, CLIP)
+
+
+def phase(settings: Settings, step: int) -> tuple[float, float, bool]:
+    """``(ramp, progress, moving)`` at a step: the price's ramp, the concave term's, and whether ``theta`` moves."""
+    start, end = settings.warmup * settings.steps, settings.end * settings.steps
+    if step < start:
+        return 0.0, 0.0, False
+    along = (step - start) / max(end - start, 1.0)
+    if settings.budget is not None:  # the controller paces the descent itself
+        return 1.0, min(1.0, along), True
+    return min(1.0, along / 0.3), min(1.0, along), True
+
+
+def desired(settings: Settings, step: int, start: float, target: float) -> float:
+    """The budget's fraction wanted after ``step``: from ``start`` down to ``target`` at 85 % of the pruning phase."""
+    a, b = settings.warmup * settings.steps, settings.end * settings.steps
+    along = min(1.0, (step + 1 - a) / max(0.85 * (b - a), 1.0))
+    return start + (target - start) * along
+
+
+def control(
+    state: State, settings: Settings, prices: Tensor, now: Tensor, metric: Tensor, change: float, progress: float,
+    active: Tensor,
+) -> float:  # fmt: skip
+    """The ``log nu`` for which one step changes the budgeted fraction by ``change`` (to first order).
+
+    ``metric`` is that fraction's gradient. The predicted change falls as ``nu`` grows, so bisection finds it; the
+    answer is smoothed with the previous one.
+    """
+    speed = max(1.0, settings.speed * settings.steps)
+    low, high = -16.0, 12.0
+    for _ in range(18):
+        mid = 0.5 * (low + high)
+        d = drive(state, settings, prices, now, math.exp(mid), 1.0, progress)
+        moved = (state.theta - d / speed).clamp(0.0, 1.0) - state.theta
+        if float((metric * moved * active).sum()) > change:
+            low = mid
+        else:
+            high = mid
+    return 0.7 * state.log_nu + 0.3 * 0.5 * (low + high)
+
+
+def advance(
+    state: State, settings: Settings, cost: CostModel, prices: Tensor, active: Tensor, *, budget: str | None = None,
+    start: float = 1.0, target: float = 1.0, fraction: float = 1.0,
+) -> None:  # fmt: skip
+    """One step on ``state.theta`` in place. ``active`` marks gates that may move (bool)."""
+    ramp, progress, moving = phase(settings, state.step)
+    if moving:
+        now = cost.gradient(state.theta)
+        if budget is not None:
+            metric = cost.params_gradient(state.theta) if budget == "params" else cost.flops_gradient(state.theta)
+            change = desired(settings, state.step, start, target) - fraction
+            state.log_nu = control(state, settings, prices, now, metric, change, progress, active)
+        d = drive(state, settings, prices, now, math.exp(state.log_nu), ramp, progress)
+        speed = max(1.0, settings.speed * settings.steps)
+        state.theta = torch.where(active, (state.theta - d / speed).clamp(0.0, 1.0), state.theta)
+    state.still = torch.where(state.theta <= 0.01, state.still + 1, torch.zeros_like(state.still))
+    state.step += 1

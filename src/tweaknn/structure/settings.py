@@ -1,0 +1,78 @@
+"""Settings of complexity-aware training, checked when they are made."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ..errors import InputError
+
+ESTIMATORS = ("trapezoid", "weighted", "straight-through")
+BUDGETS = ("flops", "params", "latency")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the user may choose. Fractions of the run are of ``steps``, the number of optimiser steps.
+
+    nu: accuracy against size: the loss (nats) one would pay for 100 % of the complexity. Ignored with a budget.
+    alpha: 1 counts FLOPs only, 0 parameters only. beta: 0 units only, 1/2 both, 1 layers only.
+    flops, params, latency: a budget, as a fraction of the full network's; at most one of them.
+    warmup: fraction of the run with ``theta`` fixed at ``theta0``. end: fraction at which every gate is 0 or 1.
+    speed: the fraction of the run in which a unit drive moves ``theta`` by one (``T`` of section 4, as a fraction).
+    rho: weight of the concave term. kappa: caution about noisy estimates. patience: steps a gate stays at 0 before
+    it is pruned. every: steps between surgeries; 0 leaves surgery to ``compact``.
+    """
+
+    steps: int
+    nu: float = 1.0
+    alpha: float = 0.5
+    beta: float = 0.5
+    flops: float | None = None
+    params: float | None = None
+    latency: float | None = None
+    warmup: float = 0.05
+    end: float = 0.35
+    speed: float = 0.06
+    theta0: float = 0.9
+    rho: float = 3.0
+    kappa: float = 1.0
+    patience: int = 10
+    every: int = 20
+    estimator: str = "trapezoid"
+    attraction: bool = False
+    tolerance: float = 0.02
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        def need(ok: bool, sentence: str) -> None:
+            if not ok:
+                raise InputError(sentence)
+
+        need(isinstance(self.steps, int) and self.steps >= 1, f"steps must be a whole number of at least 1, got {self.steps!r}")
+        need(math.isfinite(self.nu) and self.nu >= 0, f"nu must be a finite number of at least 0, got {self.nu}")
+        for name in ("alpha", "beta"):
+            need(0 <= getattr(self, name) <= 1, f"{name} must lie between 0 and 1, got {getattr(self, name)}")
+        budgets = [b for b in BUDGETS if getattr(self, b) is not None]
+        need(len(budgets) <= 1, f"give one budget, not {' and '.join(budgets)}")
+        for name in budgets:
+            value = getattr(self, name)
+            need(0 < value <= 1, f"{name} is a fraction of the full network's and must lie in (0, 1], got {value}")
+        need(0 <= self.warmup < self.end <= 1, f"0 <= warmup < end <= 1 must hold, got {self.warmup} and {self.end}")
+        need(0 < self.theta0 <= 1, f"theta0 must lie in (0, 1], got {self.theta0}")
+        need(self.speed > 0, f"speed must be above 0, got {self.speed}")
+        need(self.estimator in ESTIMATORS, f"estimator must be one of {', '.join(ESTIMATORS)}, got {self.estimator!r}")
+        need(self.rho >= 0 and self.kappa >= 0, "rho and kappa must be at least 0")
+        need(self.patience >= 0 and self.every >= 0, "patience and every must be at least 0")
+
+    @property
+    def budget(self) -> tuple[str, float] | None:
+        """The budget's kind and fraction, or None."""
+        for name in BUDGETS:
+            if getattr(self, name) is not None:
+                return name, float(getattr(self, name))
+        return None
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
