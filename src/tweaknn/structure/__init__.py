@@ -4,6 +4,18 @@ from .analyse import analyse
 from .cost import CostModel
 from .plan import Plan
 from .pruner import ComplexityAware
+from .saved import Origin, architecture, load_directory, origin_of, save_directory
 from .settings import Settings
 
-__all__ = ["ComplexityAware", "CostModel", "Plan", "Settings", "analyse"]
+__all__ = [
+    "ComplexityAware",
+    "CostModel",
+    "Origin",
+    "Plan",
+    "Settings",
+    "analyse",
+    "architecture",
+    "load_directory",
+    "origin_of",
+    "save_directory",
+]

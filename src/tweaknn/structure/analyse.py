@@ -17,8 +17,8 @@ from .plan import CONSTANT, Attribute, Block, Op, Plan, Slot
 from .provenance import Watcher, tensors_in
 from .surgery import cut
 
-_HEADS = ("num_heads", "n_heads", "heads", "nhead", "n_head", "num_attention_heads")
-_WIDTHS = ("attn_dim", "inner_dim", "all_head_size")
+HEAD_NAMES = ("num_heads", "n_heads", "heads", "nhead", "n_head", "num_attention_heads")
+WIDTH_NAMES = ("attn_dim", "inner_dim", "all_head_size")
 PROOF = 1e-10
 
 
@@ -126,7 +126,7 @@ def _attributes(w: Watcher, model: nn.Module, gate: np.ndarray, plan: Plan) -> l
             continue
         owner = slot.module.rsplit(".", 1)[0]
         module = model.get_submodule(owner)
-        for names, value, each in ((_HEADS, len(units), 1), (_WIDTHS, len(slot.map), per)):
+        for names, value, each in ((HEAD_NAMES, len(units), 1), (WIDTH_NAMES, len(slot.map), per)):
             for name in names:
                 if module.__dict__.get(name) == value and type(module.__dict__[name]) is int:
                     found.append(Attribute(owner, name, tuple(int(g) for g in slot.map[::per]), each))
@@ -194,17 +194,23 @@ def _agrees(
     return None
 
 
-def keep_working(plan: Plan, alive: np.ndarray) -> np.ndarray:
+def keep_working(
+    plan: Plan, alive: np.ndarray, possible: np.ndarray | None = None, score: np.ndarray | None = None
+) -> np.ndarray:  # fmt: skip
     """The smallest working network above ``alive`` (bool, ``(n_gates,)``): no layer without a unit.
 
-    A layer that lost its last unit inside a gated branch takes the branch with it; elsewhere one unit comes back.
+    A layer that lost its last unit inside a gated branch takes the branch with it; elsewhere the unit of the highest
+    ``score`` among the ``possible`` ones comes back.
     """
     alive = alive.copy()
+    rank = np.zeros(len(alive)) if score is None else score
+    if possible is not None:
+        rank = np.where(possible, rank, -np.inf)
     for units in plan.must_live:
         if alive[units].any():
             continue
         blocks = {b for o in plan.ops if len(o.out_map) and np.isin(o.out_map, units).any() for b in o.blocks}
         if blocks:
             alive[list(blocks)] = False
-        alive[units[0]] = True
-    return alive
+        alive[units[np.argmax(rank[units])]] = True
+    return alive if possible is None else alive & possible

@@ -82,14 +82,30 @@ def remember(state: State, delta: Tensor, estimator: str) -> None:
     state.v += slow * ((delta - state.s) ** 2 - state.v)
 
 
+def spread(state: State, prices: Tensor, active: Tensor) -> float:
+    """Root mean square of ``m/k`` over gates that may still move (nats for 100 % of the complexity)."""
+    moving = active & (prices > 0)
+    if not bool(moving.any()):
+        return 1.0
+    return float((state.m[moving] / prices[moving]).square().mean().sqrt()) or 1e-12
+
+
 def drive(
-    state: State, settings: Settings, prices: Tensor, now: Tensor, nu: float, ramp: float, progress: float
-) -> Tensor:
-    """``d`` of section 4; ``prices`` is ``k`` (at Θ = 1), ``now`` the gradient of ``K_β`` at ``theta``."""
-    scale = (nu * prices).clamp(min=1e-12)
+    state: State, settings: Settings, prices: Tensor, now: Tensor, nu: float, ramp: float, progress: float,
+    scale: float | None = None,
+) -> Tensor:  # fmt: skip
+    """``d`` of section 4; ``prices`` is ``k`` (at Θ = 1), ``now`` the gradient of ``K_β`` at ``theta``.
+
+        d = ((m/k + ramp ν c) / scale + ρ prog (1 - 2θ)) / caution,    c = now / k
+
+    With ``scale = ν`` (no budget) this is the text's step. Under a budget ``scale`` is the gates' own spread, so that
+    the controller's ``ν`` can always overcome the concave term.
+    """
+    unit = nu if scale is None else scale
+    k = prices.clamp(min=1e-12)
     concave = settings.rho * progress * (1 - 2 * state.theta)
-    caution = 1 + settings.kappa * torch.sqrt(state.v * (0.05 / 1.95)) / scale
-    d = (state.m / scale + ramp * now / prices.clamp(min=1e-12) + concave) / caution
+    caution = 1 + settings.kappa * torch.sqrt(state.v * (0.05 / 1.95)) / k / max(unit, 1e-12)
+    d = ((state.m + ramp * nu * now) / k / max(unit, 1e-12) + concave) / caution
     return d.clamp(-CLIP, CLIP)
 
 
@@ -113,7 +129,7 @@ def desired(settings: Settings, step: int, start: float, target: float) -> float
 
 def control(
     state: State, settings: Settings, prices: Tensor, now: Tensor, metric: Tensor, change: float, progress: float,
-    active: Tensor,
+    active: Tensor, scale: float,
 ) -> float:  # fmt: skip
     """The ``log nu`` for which one step changes the budgeted fraction by ``change`` (to first order).
 
@@ -121,16 +137,18 @@ def control(
     answer is smoothed with the previous one.
     """
     speed = max(1.0, settings.speed * settings.steps)
-    low, high = -16.0, 12.0
-    for _ in range(18):
+    middle = math.log(scale)
+    low, high = middle - 7.0, middle + 7.0
+    for _ in range(16):
         mid = 0.5 * (low + high)
-        d = drive(state, settings, prices, now, math.exp(mid), 1.0, progress)
+        d = drive(state, settings, prices, now, math.exp(mid), 1.0, progress, scale)
         moved = (state.theta - d / speed).clamp(0.0, 1.0) - state.theta
         if float((metric * moved * active).sum()) > change:
             low = mid
         else:
             high = mid
-    return 0.7 * state.log_nu + 0.3 * 0.5 * (low + high)
+    found = 0.5 * (low + high)
+    return found if state.step <= settings.warmup * settings.steps + 1 else 0.5 * (state.log_nu + found)
 
 
 def advance(
@@ -141,11 +159,13 @@ def advance(
     ramp, progress, moving = phase(settings, state.step)
     if moving:
         now = cost.gradient(state.theta)
+        scale = None
         if budget is not None:
             metric = cost.params_gradient(state.theta) if budget == "params" else cost.flops_gradient(state.theta)
             change = desired(settings, state.step, start, target) - fraction
-            state.log_nu = control(state, settings, prices, now, metric, change, progress, active)
-        d = drive(state, settings, prices, now, math.exp(state.log_nu), ramp, progress)
+            scale = spread(state, prices, active)
+            state.log_nu = control(state, settings, prices, now, metric, change, progress, active, scale)
+        d = drive(state, settings, prices, now, math.exp(state.log_nu), ramp, progress, scale)
         speed = max(1.0, settings.speed * settings.steps)
         state.theta = torch.where(active, (state.theta - d / speed).clamp(0.0, 1.0), state.theta)
     state.still = torch.where(state.theta <= 0.01, state.still + 1, torch.zeros_like(state.still))

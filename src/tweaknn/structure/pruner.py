@@ -243,10 +243,18 @@ class ComplexityAware:
 
     def _working(self, alive: np.ndarray) -> np.ndarray:
         """``alive`` with everything inside dead branches closed, and no layer left without a unit."""
-        return keep_working(self.plan, alive) & self.possible
+        return keep_working(self.plan, alive, self.possible, self.state.theta.cpu().numpy())
 
     def _close(self, alive: np.ndarray) -> None:
         self.possible &= alive
+        present = np.zeros(len(alive), dtype=bool)  # units that only lived in a branch now gone went with it
+        present[self.plan.n_units :] = True
+        for op in self.plan.ops:
+            if self.possible[list(op.blocks)].all():
+                for units in (op.out_map, op.in_map):
+                    if units is not None:
+                        present[units[units >= 0]] = True
+        self.possible &= present
         dead = torch.from_numpy(~self.possible).to(self.active.device)
         self.state.theta[dead] = 0.0
         self.active &= ~dead

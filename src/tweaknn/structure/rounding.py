@@ -26,7 +26,7 @@ def settle(
     ``possible`` marks gates not pruned already; ``measure`` gives the budgeted fraction of a set of gates; ``worth``
     (loss saved per price) orders gates of equal ``theta``. The correction flips the gates closest to ½ first.
     """
-    alive = keep_working(plan, (theta >= 0.5) & possible)
+    alive = keep_working(plan, (theta >= 0.5) & possible, possible, theta)
     if target is None or abs(measure(alive) / target - 1) <= 0.5 * tolerance:
         return alive
     span = np.ptp(worth) or 1.0
@@ -37,7 +37,7 @@ def settle(
     def prefix(k: int) -> np.ndarray:
         chosen = np.zeros(len(theta), dtype=bool)
         chosen[order[:k]] = True
-        return keep_working(plan, chosen & possible)
+        return keep_working(plan, chosen & possible, possible, score)
 
     low, high = 0, n
     while low < high:  # the fraction grows with k but for the rare repair of an empty layer
@@ -71,7 +71,7 @@ def _fill(
             break
         trial = alive.copy()
         trial[i] = False
-        trial = keep_working(plan, trial)
+        trial = keep_working(plan, trial, possible, score)
         value = measure(trial)
         if value < now:
             alive, now = trial, value

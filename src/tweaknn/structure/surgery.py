@@ -115,7 +115,11 @@ def _shrink(
     shape = tensor.shape
     gradient = tensor.grad
     tensor.grad = None
-    tensor.data = _take(tensor.data, dims)
+    smaller = _take(tensor.data, dims)
+    # A loss of the last step may still hold the parameter's gradient accumulator, which remembers the old shape;
+    # autograd drops it when the data change their type, so they pass through another one on the way.
+    tensor.data = smaller.new_empty(0, dtype=torch.float64 if smaller.dtype != torch.float64 else torch.float32)
+    tensor.data = smaller
     if gradient is not None:
         tensor.grad = _take(gradient, dims)
     for optimizer in optimizers:
