@@ -29,7 +29,9 @@ def command(
 ) -> None:
     """Accuracy of each class with a 95 % interval, the worst classes, what they are taken for."""
     o.check_writable(json, "--json")
-    opened = o.open_model(model, weights, preprocess=preprocess, mean=mean, std=std, size=size, device=device, seed=seed)
+    opened = o.open_model(
+        model, weights, preprocess=preprocess, mean=mean, std=std, size=size, device=device, seed=seed
+    )
     examples = o.open_data(data, opened, skip_unreadable=skip_unreadable)
     with bar("Looking", len(examples)) as progress:
         found = diagnose(

@@ -37,7 +37,9 @@ def command(
     """Base and tweaked network side by side, class by class."""
     o.check_writable(json, "--json")
     deltas = [Delta.load(str(path)) for path in delta or []]
-    opened = o.open_model(model, weights, preprocess=preprocess, mean=mean, std=std, size=size, device=device, seed=seed)
+    opened = o.open_model(
+        model, weights, preprocess=preprocess, mean=mean, std=std, size=size, device=device, seed=seed
+    )
     tweaked_model = None
     examples = o.open_data(data, opened, skip_unreadable=skip_unreadable)
     if deltas:

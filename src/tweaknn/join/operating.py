@@ -81,7 +81,8 @@ class Effort:
     penalties: tuple[float, ...] = (2.0, 10.0, 1000.0)
     sweeps: int = 12
     pairs: int = 60
-    smooth_rows: int = 6000
+    smooth_rows: int = 4000
+    large: int = 1_000_000
     temperatures: tuple[float, ...] = (0.15, 0.05)
 
 
@@ -126,12 +127,13 @@ def operate(
     rules, words = _rules(base, y, sets, promise, c, classes, margins)
     search = Search(z, y, rules)
     best, best_key = np.zeros(c), None
-    for start in _starts(search, starts, effort):
+    moves = _moves(c, sets, effort)
+    large = n * c > effort.large
+    for start in _starts(search, starts, effort, large):
         found = start
-        moves = _moves(c, sets, effort)
-        for mu in effort.penalties:
+        for mu in effort.penalties[-1:] if large else effort.penalties:
             for window in effort.windows if mu == effort.penalties[0] else effort.windows[1:]:
-                found = search.climb(found, moves, window, mu, effort.sweeps)
+                found = search.climb(found, moves, window, mu, 2 if large else effort.sweeps)
         for candidate in (start, found):
             candidate = _settle(search, candidate)
             value, short = search.evaluate(candidate.astype(np.float64))
@@ -252,15 +254,15 @@ def _moves(c: int, sets: list[TargetSet], effort: Effort) -> np.ndarray:
     return np.array(moves)
 
 
-def _starts(search: Search, given: Sequence[np.ndarray], effort: Effort) -> list[np.ndarray]:
+def _starts(search: Search, given: Sequence[np.ndarray], effort: Effort, large: bool) -> list[np.ndarray]:
     starts = [np.zeros(search.c), *(np.asarray(b, dtype=np.float64) for b in given)]
     top = np.partition(search.z, -2, axis=1)[:, -2:]
     unit = float(np.median(top[:, 1] - top[:, 0])) or 1.0
     bias = np.zeros(search.c)
     for t in effort.temperatures:
-        bias = smooth_point(search, t * unit, effort.smooth_rows, bias)
+        bias = smooth_point(search, t * unit, effort.smooth_rows if not large else effort.smooth_rows // 2, bias)
         starts.append(bias.copy())
-    return starts
+    return [*starts[1:-2], starts[-1]] if large else starts
 
 
 def smooth_point(search: Search, temperature: float, most_rows: int, start: np.ndarray) -> np.ndarray:
@@ -310,7 +312,7 @@ def smooth_point(search: Search, temperature: float, most_rows: int, start: np.n
 
     b = start
     for mu in (10.0, 100.0, 1000.0):
-        b = minimize(objective, b, args=(mu,), jac=True, method="L-BFGS-B", options={"maxiter": 30}).x
+        b = minimize(objective, b, args=(mu,), jac=True, method="L-BFGS-B", options={"maxiter": 20}).x
     return b - np.median(b)
 
 

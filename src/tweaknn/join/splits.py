@@ -50,7 +50,9 @@ def holdout(
 
 def _fraction(share: float) -> tuple[int, int]:
     """``share`` as ``taken / folds`` with few folds."""
-    best = min(((folds, round(share * folds)) for folds in range(2, 11)), key=lambda ft: (abs(ft[1] / ft[0] - share), ft))
+    best = min(
+        ((folds, round(share * folds)) for folds in range(2, 11)), key=lambda ft: (abs(ft[1] / ft[0] - share), ft)
+    )
     return best[0], min(max(best[1], 1), best[0] - 1)
 
 

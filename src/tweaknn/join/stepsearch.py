@@ -77,7 +77,9 @@ def best_scale(
         critical = np.where(direction != 0, gap / direction, np.inf)
     starts_in = (gap < 0) | ((gap == 0) & wins_ties)
     # a tie at scale 0 leaves at once when it moves the other way, and enters at once when it moves towards the target
-    moves = np.isfinite(critical) & np.where(starts_in, (direction < 0) & (critical >= 0), (direction > 0) & (critical >= 0))
+    moves = np.isfinite(critical) & np.where(
+        starts_in, (direction < 0) & (critical >= 0), (direction > 0) & (critical >= 0)
+    )
 
     c = logits.shape[1]
     now = np.where(starts_in, target, rival)

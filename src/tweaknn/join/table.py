@@ -131,4 +131,6 @@ def _check(
     low, high = labels[start:stop].min(), labels[start:stop].max()
     if low < 0 or high >= logits.shape[1]:
         wrong = int(low if low < 0 else high)
-        raise InputError(f"Label {wrong} does not fit a network with {logits.shape[1]} logits (0..{logits.shape[1] - 1}).")
+        raise InputError(
+            f"Label {wrong} does not fit a network with {logits.shape[1]} logits (0..{logits.shape[1] - 1})."
+        )

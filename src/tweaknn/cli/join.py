@@ -1,0 +1,135 @@
+"""``tweaknn join``: the main job."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tweaknn.cli import options as o
+from tweaknn.cli.console import bar, err, note, out, percent, points, table, warn
+from tweaknn.errors import InputError, NothingHelps
+from tweaknn.join.run import JoinResult, SynapticJoin
+
+
+class Method(StrEnum):
+    fit = "fit"
+    theta = "theta"
+
+
+class Kind(StrEnum):
+    floors = "floors"
+    overall = "overall"
+
+
+class Saw(StrEnum):
+    train = "train"
+    validation = "validation"
+    both = "both"
+    none = "none"
+
+
+def command(
+    model: o.Model,
+    train: Annotated[str, typer.Option(help=o.DATA_HELP)],
+    out_file: Annotated[Path, typer.Option("--out", help="The Δnn file to write.")],
+    validation: Annotated[
+        str | None, typer.Option(help="Data to choose on; without it a part of --train is set aside.")
+    ] = None,
+    target: Annotated[list[str] | None, typer.Option(help="Class to improve; give several times for several.")] = None,
+    worst: Annotated[int | None, typer.Option(min=1, help="Take the K least accurate classes.")] = None,
+    method: Annotated[Method, typer.Option(help="fit: convex fit; theta: the dissertation's join.")] = Method.fit,
+    promise: Annotated[
+        Kind | None,
+        typer.Option(
+            help="floors: no other class may lose; overall: overall accuracy may not. Default: the method's own."
+        ),
+    ] = None,
+    tolerance: Annotated[float, typer.Option(min=0.0, max=1.0, help="What the promise may give up, a fraction.")] = 0.0,
+    layers: Annotated[str, typer.Option(help="all, stages, or NAME,NAME.")] = "all",
+    form: Annotated[
+        str, typer.Option(help="theta: plain (as published) or signed (right for negative neurons).")
+    ] = "plain",
+    group: Annotated[str | None, typer.Option(help="Column whose groups (patients, lesions) are never parted.")] = None,
+    validation_share: Annotated[float, typer.Option(help="Share set aside when --validation is not given.")] = 0.5,
+    base_saw: Annotated[Saw | None, typer.Option(help="Which data the base itself was trained on.")] = None,
+    weights: o.Weights = None,
+    preprocess: o.Preprocess = None,
+    mean: o.Mean = None,
+    std: o.Std = None,
+    size: o.Size = None,
+    seed: o.Seed = 0,
+    device: o.Device = "cpu",
+    batch_size: o.BatchSize = 128,
+    skip_unreadable: o.Skip = False,
+    json: o.Json = None,
+) -> None:
+    """Find synapses that mend the target classes, prove it on data not used for it, write a Δnn file."""
+    o.check_writable(out_file, "--out")
+    o.check_writable(json, "--json")
+    if bool(target) == (worst is not None):
+        raise InputError("Give either --target (as often as needed) or --worst K.")
+    opened = o.open_model(
+        model, weights, preprocess=preprocess, mean=mean, std=std, size=size, device=device, seed=seed
+    )
+    examples = o.open_data(train, opened, group=group, skip_unreadable=skip_unreadable)
+    held = o.open_data(validation, opened, skip_unreadable=skip_unreadable) if validation else None
+    joiner = SynapticJoin(
+        method=method.value,
+        promise=promise.value if promise else None,
+        tolerance=tolerance,
+        layers=layers,
+        validation_share=validation_share,
+        base_saw=base_saw.value if base_saw else None,
+        seed=seed,
+        batch_size=batch_size,
+        form=form,
+        bar=bar,
+    )
+    groups = examples.column(group) if group else None
+    result = joiner.fit(
+        opened.model, examples, held, targets=target, worst=worst, classes=examples.classes, groups=groups
+    )
+    show(result)
+    figures = result.to_dict()
+    figures.update(model=model, train=train, validation=validation, out=str(out_file) if result.delta else None)
+    if result.delta is None:
+        o.write_json(json, figures)
+        raise NothingHelps(result.sentence)
+    result.delta.save(str(out_file))
+    o.write_json(json, figures)
+    err.print(f"Δnn written to {out_file} ({out_file.stat().st_size / 1024:.0f} KB)", markup=False)
+    if examples.skipped:
+        note(f"{examples.skipped} unreadable images were left out")
+
+
+def show(result: JoinResult) -> None:
+    """Candidates beside each other, then the chosen one class by class."""
+    from tweaknn.cli.evaluate import show_comparison
+
+    for sentence in result.warnings:
+        warn(sentence)
+    rows = []
+    for candidate in result.candidates:
+        c, point = candidate.comparison, candidate.point
+        mark = " ◂" if candidate.name == result.chosen else ""
+        rows.append(
+            [
+                candidate.name + mark,
+                percent(point.target) if point.feasible else "–",
+                points(point.target - point.base_target) if point.feasible else "–",
+                points(c.tweaked.overall - c.base.overall),
+                f"{100 * c.E:.2f}",
+                points(c.worst_drop),
+                str(candidate.delta.parameters),
+            ]
+        )
+    columns = ["candidate", "target %", "gain", "overall", "E", "worst drop", "parameters"]
+    title = f"{', '.join(result.targets)} · promise: {result.promise.kind} · on {result.best.comparison.base.n} validation examples"
+    out.print(table(columns, rows, title=title))
+    out.print()
+    show_comparison(result.best.comparison, mark=result.targets)
+    out.print()
+    out.print(result.sentence, markup=False)

@@ -1,0 +1,176 @@
+"""Candidates for a delta: the method's own and the controls, each brought to its operating point by the same rule."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from tweaknn.delta import Delta, Read, synapses
+from tweaknn.fit.convex import LinearFit, fit_path
+from tweaknn.join.comparison import Comparison, compare_logits
+from tweaknn.join.operating import OperatingPoint, operate
+from tweaknn.join.promise import Promise
+from tweaknn.join.table import PooledTable
+from tweaknn.measure import negative_log_likelihood
+
+L2_GRID = (1e-1, 1e-2, 1e-3, 1e-4)
+"""Strengths tried for the convex fit; validation decides."""
+
+STRENGTHS = (1.0, 0.75, 0.5, 0.25)
+"""Multiples of a fitted delta among which validation chooses."""
+
+CONTROLS = ("bias", "random-neurons", "last-layer")
+"""What any method has to beat: a constant on each logit, neurons drawn by lot, the last hidden layer alone."""
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """One possible delta at its operating point.
+
+    Attributes:
+        name: the method's or control's.
+        delta: with the operating point's bias in it.
+        logits: ``(n, c)`` on validation, the delta's part included.
+        comparison: validation figures against the base.
+        point: the operating point.
+        notes: settings chosen on the way (L2, n, scale, ...).
+    """
+
+    name: str
+    delta: Delta
+    logits: np.ndarray
+    comparison: Comparison
+    point: OperatingPoint
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    def figures(self) -> dict[str, Any]:
+        """JSON-ready validation figures."""
+        c = self.comparison
+        return {
+            "target": self.point.target,
+            "target_gain": self.point.target - self.point.base_target,
+            "overall": c.tweaked.overall,
+            "balanced": c.tweaked.balanced,
+            "nll": c.tweaked.nll,
+            "ece": c.tweaked.ece,
+            "E": c.E,
+            "worst_drop": c.worst_drop,
+            "worst_class": c.worst_class,
+            "p_value": c.p_value,
+            "per_class": c.tweaked.to_dict(c.classes)["per_class"],
+            "auroc": c.tweaked.to_dict(c.classes)["auroc"],
+            "feasible": self.point.feasible,
+            "reason": self.point.reason,
+            "parameters": self.delta.parameters,
+            "neurons": sum(term.neurons for term in self.delta.terms),
+            **self.notes,
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class Setting:
+    """What all candidates of one join share.
+
+    Attributes:
+        train, validation: tables of the same pooled neurons.
+        targets: positions of the target classes.
+        classes: names of the logits.
+        frame: a delta without terms for this base, to be filled.
+    """
+
+    train: PooledTable
+    validation: PooledTable
+    targets: tuple[int, ...]
+    classes: list[str]
+    promise: Promise
+    frame: Delta
+    seed: int
+
+
+def settle(setting: Setting, name: str, delta: Delta, logits: np.ndarray, **notes: Any) -> Candidate:
+    """Bring a delta, whose validation logits are ``logits``, to its operating point.
+
+    How strong the delta is (:data:`STRENGTHS`) is part of the operating point: at strength 0 every promise that the
+    base keeps is kept, so a delta that breaks one at full strength may still help at half of it.
+    """
+    base, labels = setting.validation.logits, setting.validation.labels
+    tried: list[tuple[tuple[bool, float, float], OperatingPoint, float, np.ndarray]] = []
+    for strength in STRENGTHS if delta.terms else (1.0,):
+        scaled = logits if strength == 1.0 else base + np.float32(strength) * (logits - base)
+        point = operate(base, scaled, labels, setting.targets, setting.promise, classes=setting.classes)
+        tried.append(((point.feasible, round(point.value, 12), point.overall), point, strength, scaled))
+    _, point, strength, scaled = max(tried, key=lambda row: row[0])
+    moved = scaled + point.bias.astype(np.float32)
+    comparison = compare_logits(base, moved, labels, setting.classes)
+    final = (delta if strength == 1.0 else delta * strength).with_bias(torch.from_numpy(point.bias.astype(np.float32)))
+    return Candidate(name, final, moved, comparison, point, {**notes, "strength": strength})
+
+
+def bias_alone(setting: Setting) -> Candidate:
+    """Control: nothing but a constant on each logit."""
+    return settle(setting, "bias", _renamed(setting.frame, "bias"), setting.validation.logits)
+
+
+def linear(
+    setting: Setting, name: str, columns: np.ndarray, grid: Sequence[float] = L2_GRID, **notes: Any
+) -> Candidate:
+    """Synapses from the pooled neurons ``columns`` to all logits, at the optimum of the convex problem (section 3.2.4),
+    its L2 chosen by the log loss on validation."""
+    fits = fit_path(setting.train.features[:, columns], setting.train.logits, setting.train.labels, grid)
+    features = setting.validation.features[:, columns]
+    scored: list[tuple[float, int, LinearFit, np.ndarray]] = []
+    for position, fit in enumerate(fits):
+        logits = fit.logits(features, setting.validation.logits)
+        scored.append((negative_log_likelihood(logits, setting.validation.labels), position, fit, logits))
+    nll, _, best, logits = min(scored, key=lambda row: row[:2])
+    term = synapses(
+        pick(setting.train.reads, columns), torch.from_numpy(best.weight.astype(np.float32)), range(logits.shape[1])
+    )
+    delta = Delta(
+        **{
+            **_fields(setting.frame),
+            "terms": (term,),
+            "bias": torch.from_numpy(best.bias.astype(np.float32)),
+            "kind": name,
+        }
+    )
+    return settle(setting, name, delta, logits, l2=best.l2, neurons_read=len(columns), **notes)
+
+
+def controls(setting: Setting) -> list[Candidate]:
+    """The three controls, on the same splits and by the same rule as the method."""
+    f = setting.train.features.shape[1]
+    last = np.arange(f)[setting.train.spans()[-1]]
+    rng = np.random.default_rng(setting.seed)
+    few = np.sort(rng.choice(f, size=max(1, f // 4), replace=False))
+    return [
+        bias_alone(setting),
+        linear(setting, "random-neurons", few),
+        linear(setting, "last-layer", last),
+    ]
+
+
+def pick(reads: Sequence[Read], columns: np.ndarray) -> list[Read]:
+    """The reads of some columns (sorted) of a table."""
+    chosen = []
+    start = 0
+    for read in reads:
+        stop = start + int(read.index.numel())
+        inside = columns[(columns >= start) & (columns < stop)] - start
+        if len(inside):
+            index = read.index[torch.from_numpy(np.asarray(inside, dtype=np.int64))]
+            chosen.append(Read(read.layer, read.reduction, read.shape, read.channel_axis, index))
+        start = stop
+    return chosen
+
+
+def _fields(delta: Delta) -> dict[str, Any]:
+    return {name: getattr(delta, name) for name in delta.__dataclass_fields__}
+
+
+def _renamed(delta: Delta, kind: str) -> Delta:
+    return Delta(**{**_fields(delta), "kind": kind})

@@ -1,0 +1,323 @@
+"""The main job: read once, fit, choose on validation, hand over the best candidate, controls beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from tweaknn.delta import Delta
+from tweaknn.errors import InputError, NothingHelps
+from tweaknn.join.candidates import CONTROLS, Candidate, Setting, controls, linear
+from tweaknn.join.diagnosis import names_of, worst_classes
+from tweaknn.join.promise import Promise, class_position
+from tweaknn.join.splits import holdout
+from tweaknn.join.table import PooledTable, read_pooled
+from tweaknn.join.warnings import base_saw_warnings, thin_warnings
+from tweaknn.measure import mcnemar, per_class_accuracy
+from tweaknn.network.fingerprint import fingerprint
+from tweaknn.network.reader import Reader
+
+Bar = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
+"""``bar(what, total)`` gives a context manager that yields a function to be called with the number done."""
+
+METHODS = ("fit", "theta")
+
+
+@dataclass(frozen=True, eq=False)
+class JoinResult:
+    """What a join found.
+
+    Attributes:
+        delta: the chosen candidate's, metadata filled in; None when nothing helps.
+        chosen: its name, or None.
+        candidates: the method and the controls, best first.
+        targets, classes: names.
+        warnings: sentences a user should read before trusting the result.
+        sentence: what improved and at whose cost, in one sentence.
+    """
+
+    delta: Delta | None
+    chosen: str | None
+    candidates: list[Candidate]
+    targets: list[str]
+    classes: list[str]
+    promise: Promise
+    warnings: list[str]
+    sentence: str
+    settings: dict[str, Any]
+
+    @property
+    def best(self) -> Candidate:
+        """The candidate that was handed over, or would have been."""
+        return self.candidates[0]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready: ``chosen``, ``candidates`` (name -> validation figures), base figures, warnings, settings."""
+        base = self.best.comparison.base
+        return {
+            "chosen": self.chosen,
+            "sentence": self.sentence,
+            "targets": self.targets,
+            "classes": self.classes,
+            "promise": self.promise.to_dict(),
+            "n_validation": base.n,
+            "base": {**base.to_dict(self.classes), "target": self.best.point.base_target},
+            "candidates": {candidate.name: candidate.figures() for candidate in self.candidates},
+            "controls": list(CONTROLS),
+            "warnings": self.warnings,
+            "settings": self.settings,
+        }
+
+    def require(self) -> Delta:
+        """The delta. Raises NothingHelps when there is none."""
+        if self.delta is None:
+            raise NothingHelps(self.sentence)
+        return self.delta
+
+
+@dataclass
+class SynapticJoin:
+    """Finds synapses that make target classes better; scikit-learn's habits: settings here, work in :meth:`fit`.
+
+    Attributes:
+        method: ``fit`` (pooled neurons, convex fit, operating point) or ``theta`` (the dissertation's join).
+        promise: ``floors``, ``overall``, or a :class:`~tweaknn.join.promise.Promise`; None takes the method's own.
+        tolerance: what the promise may give up, a fraction.
+        layers: ``all``, ``stages`` or names.
+        validation_share: of ``train`` that is set aside when no validation data is given.
+        base_saw: which split the base was trained on: ``train``, ``validation``, ``both``, ``none`` or None (unknown).
+        seed: of splits and of the random control.
+        batch_size: examples a batch, for plain arrays.
+    """
+
+    method: str = "fit"
+    promise: str | Promise | None = None
+    tolerance: float = 0.0
+    layers: str | Sequence[str] = "all"
+    validation_share: float = 0.5
+    base_saw: str | None = None
+    seed: int = 0
+    batch_size: int = 128
+    head: int | str | None = None
+    form: str = "plain"
+    bar: Bar = field(default=lambda what, total: nullcontext(lambda done: None), repr=False)
+
+    def fit(
+        self,
+        model: nn.Module,
+        train: Any,
+        validation: Any = None,
+        *,
+        targets: Sequence[int | str] | None = None,
+        worst: int | None = None,
+        classes: Sequence[str] | None = None,
+        groups: np.ndarray | None = None,
+    ) -> JoinResult:
+        """Run the join.
+
+        Args:
+            model: the base; it is neither copied nor changed.
+            train: a ``DataLoader`` of ``(x, y)``, a data set, or :class:`~tweaknn.inputs.Examples`.
+            validation: likewise; without it a stratified part of ``train`` is set aside.
+            targets: classes to improve, by name or position; or
+            worst: the number of least accurate classes (on validation) to take.
+            classes: names of the logits; taken from the data when it has them.
+            groups: ``(n,)`` of ``train``; whole groups are set aside.
+
+        Raises:
+            InputError: unknown or empty target, labels outside the logits' range, contradictory settings.
+            ModelError: NaN or infinite logits or activations, no hidden neurons.
+        """
+        self._check(targets, worst)
+        promise = self._promise()
+        train, validation, notes = self._split(train, validation, groups)
+        reader = Reader(model, train.batch([0])[0], self.layers, self.head)
+        before = fingerprint(model)
+        names = names_of(classes if classes is not None else train.classes, _n_logits(reader, train))
+        tables = [
+            self._read(reader, part, what)
+            for part, what in ((train, "Reading train"), (validation, "Reading validation"))
+        ]
+        chosen_targets = self._targets(tables[1], targets, worst, names)
+        warnings = [
+            *notes,
+            *base_saw_warnings(self.base_saw, tables[0], tables[1], set_aside=bool(notes)),
+            *thin_warnings(tables[1].labels, names, chosen_targets, promise),
+        ]
+        x = train.batch([0])[0]
+        frame = Delta(
+            terms=(),
+            bias=torch.zeros(tables[0].logits.shape[1]),
+            base=before,
+            input_shape=tuple(x.shape[1:]),
+            input_dtype=str(x.dtype).removeprefix("torch."),
+            classes=tuple(names),
+            how=reader.how,
+            head=self.head,
+        )
+        setting = Setting(tables[0], tables[1], tuple(chosen_targets), names, promise, frame, self.seed)
+        candidates = self._candidates(setting, reader, train, validation)
+        if fingerprint(model) != before:
+            raise AssertionError("the base network changed while it was read; this is a bug in tweaknn")
+        settings = {
+            "method": self.method,
+            "layers": self.layers if isinstance(self.layers, str) else list(self.layers),
+            "seed": self.seed,
+            "neurons": reader.neurons,
+            "named_by": reader.how,
+            "n_train": len(tables[0].labels),
+            "n_validation": len(tables[1].labels),
+            "base_saw": self.base_saw,
+        }
+        return conclude(candidates, setting, warnings, settings)
+
+    # -- steps ---------------------------------------------------------------------------------------------------
+
+    def _check(self, targets: Sequence[int | str] | None, worst: int | None) -> None:
+        if self.method not in METHODS:
+            raise InputError(f"Unknown method {self.method!r}; choose one of {', '.join(METHODS)}.")
+        if (targets is None or not len(targets)) == (worst is None):
+            raise InputError("Name the target classes, or how many of the worst to take; one of the two.")
+        if worst is not None and worst < 1:
+            raise InputError(f"The number of worst classes must be at least 1, not {worst}.")
+        if self.base_saw not in (None, "train", "validation", "both", "none"):
+            raise InputError(f"base_saw is {self.base_saw!r}; it takes train, validation, both or none.")
+
+    def _promise(self) -> Promise:
+        if isinstance(self.promise, Promise):
+            return self.promise
+        kind = self.promise or ("overall" if self.method == "theta" else "floors")
+        return Promise(kind, tolerance=self.tolerance)
+
+    def _split(self, train: Any, validation: Any, groups: np.ndarray | None) -> tuple[Any, Any, list[str]]:
+        from tweaknn.inputs import as_examples
+
+        train = as_examples(train, name="train")
+        if validation is not None:
+            return train, as_examples(validation, name="validation"), []
+        first, second = holdout(train.labels, share=self.validation_share, groups=groups, seed=self.seed)
+        said = f"{len(second)} of {len(train)} training examples were set aside for validation"
+        return train.subset(first), train.subset(second), [said]
+
+    def _read(self, reader: Reader, examples: Any, what: str) -> PooledTable:
+        with self.bar(what, len(examples)) as progress:
+            batches: Iterable[Any] = examples.loader(self.batch_size)
+            return read_pooled(reader, batches, len(examples), progress=progress)
+
+    def _targets(
+        self, table: PooledTable, targets: Sequence[int | str] | None, worst: int | None, names: list[str]
+    ) -> list[int]:
+        c = table.logits.shape[1]
+        if worst is not None:
+            accuracy = per_class_accuracy(table.logits.argmax(1), table.labels, c)
+            return worst_classes(accuracy, worst)
+        found = list(dict.fromkeys(class_position(name, names, c) for name in targets or ()))
+        for j in found:
+            if not (table.labels == j).any():
+                raise InputError(f"Target class {names[j]} has no example in the validation data.")
+        return found
+
+    def _candidates(self, setting: Setting, reader: Reader, train: Any, validation: Any) -> list[Candidate]:
+        for j in setting.targets:
+            if not (setting.train.labels == j).any():
+                raise InputError(f"Target class {setting.classes[j]} has no example in the training data.")
+        if self.method == "theta":
+            from tweaknn.join.dissertation import theta_candidates
+
+            return theta_candidates(self, setting, reader, train, validation)
+        every = np.arange(setting.train.features.shape[1])
+        return [linear(setting, "fit", every), *controls(setting)]
+
+
+def conclude(
+    candidates: Sequence[Candidate], setting: Setting, warnings: list[str], settings: dict[str, Any]
+) -> JoinResult:
+    """Order candidates by what they do for the targets on validation and hand over the best, if it helps."""
+
+    def merit(candidate: Candidate) -> tuple[bool, float, float, int]:
+        point = candidate.point
+        return (
+            point.feasible,
+            round(point.value, 12),
+            candidate.comparison.tweaked.overall,
+            -candidate.delta.parameters,
+        )
+
+    ranked = sorted(candidates, key=merit, reverse=True)
+    best = ranked[0]
+    targets = [setting.classes[j] for j in setting.targets]
+    helps = best.point.feasible and best.point.value > best.point.base_value + 1e-12
+    rows = np.isin(setting.validation.labels, setting.targets)
+    labels = setting.validation.labels[rows]
+    p = mcnemar(setting.validation.logits[rows].argmax(1) == labels, best.logits[rows].argmax(1) == labels)
+    if helps and p > 0.05:
+        warnings = [
+            *warnings,
+            f"the gain on the targets may be chance (p = {p:.2f} on {len(labels)} validation examples)",
+        ]
+    said = sentence(best, targets, helps)
+    result = JoinResult(
+        delta=None,
+        chosen=best.name if helps else None,
+        candidates=ranked,
+        targets=targets,
+        classes=setting.classes,
+        promise=setting.promise,
+        warnings=warnings,
+        sentence=said,
+        settings={**settings, "p_value_targets": p},
+    )
+    if not helps:
+        return result
+    return replace(result, delta=replace(best.delta, meta=_jsonable(result.to_dict())))
+
+
+def sentence(best: Candidate, targets: list[str], helps: bool) -> str:
+    """What improved and at whose cost."""
+    who = ", ".join(targets)
+    point, c = best.point, best.comparison
+    if not helps:
+        why = f": {point.reason}" if point.reason else ""
+        return f"Nothing found improves {who} on validation while keeping the promise{why}; no file was written."
+    gain = 100 * (point.target - point.base_target)
+    cost = "no class loses" if c.worst_drop >= 0 else f"{c.worst_class} loses {-100 * c.worst_drop:.1f} points"
+    overall = 100 * (c.tweaked.overall - c.base.overall)
+    said = (
+        f"On validation {who} gain{'s' if len(targets) == 1 else ''} {gain:.1f} points "
+        f"({100 * point.base_target:.1f} → {100 * point.target:.1f} %), overall {overall:+.1f}, {cost}."
+    )
+    if best.name == "bias":
+        said += " This is a mere constant on the logits: no synapse did better."
+    elif best.name in CONTROLS:
+        said += f" This is a control ({best.name}): the method itself did not do better."
+    return said
+
+
+def _jsonable(value: Any) -> Any:
+    import json
+
+    return json.loads(json.dumps(_finite(value)))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(k): _finite(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(v) for v in value]
+    if isinstance(value, (float, np.floating)):
+        return float(value) if np.isfinite(value) else None
+    if isinstance(value, np.integer):
+        return int(value)
+    if isinstance(value, np.bool_):
+        return bool(value)
+    return value
+
+
+def _n_logits(reader: Reader, examples: Any) -> int:
+    return int(reader(examples.batch([0])[0], lambda k, activation: None).shape[1])
