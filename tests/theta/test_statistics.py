@@ -10,7 +10,8 @@ from hypothesis.extra import numpy as hnp
 
 from tweaknn.errors import DataError, InputError, ModelError
 from tweaknn.theta.reference import algorithm_1
-from tweaknn.theta.statistics import finish, merge, start, theta_all, update
+from tweaknn.theta.state import start
+from tweaknn.theta.statistics import finish, merge, theta_all, update
 from tweaknn.theta.synapses import rank
 
 FIELDS = ("threshold", "count", "sign", "unbounded", "active", "mistakes", "silent")

@@ -132,7 +132,7 @@ def keep_wrong(
     out_neuron,
     out_ratio,
     filled,
-):  # type: ignore[no-untyped-def]  # noqa: E501
+):  # type: ignore[no-untyped-def]
     """Append (target, neuron, signed ratio) of mistakes that may still be counted, from mistake ``first`` on.
 
     A mistake's ratio |V|/m counts in the end only if it reaches the final maximum over D_c, which is at least the

@@ -9,108 +9,16 @@ sets of mistakes do not depend on the order in which they come, so any sharding 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
 from tweaknn.errors import InputError, ModelError
 from tweaknn.theta import kernels
+from tweaknn.theta.finishing import EPS2, Finisher
 from tweaknn.theta.relations import FLOAT_MAX, Relations, relate
-from tweaknn.theta.synapses import FORMS, Synapses, stack
-
-EPS2 = 1e-4
-"""Default ε2, a fraction of the bound: above the rounding of a float32 network, below anything that matters."""
-
-
-@dataclass(frozen=True)
-class Kept:
-    """Mistakes that may still count: target row, neuron, ratio |V|/m (negative where V < 0 in the signed form)."""
-
-    row: np.ndarray
-    neuron: np.ndarray
-    ratio: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.row)
-
-    @staticmethod
-    def empty(room: int = 0) -> Kept:
-        return Kept(np.empty(room, np.int32), np.empty(room, np.int32), np.empty(room, np.float32))
-
-    def part(self, size: int) -> Kept:
-        """The first ``size`` of them, as arrays of their own."""
-        return Kept(self.row[:size].copy(), self.neuron[:size].copy(), self.ratio[:size].copy())
-
-    def grown(self, room: int) -> Kept:
-        """The same with room for more."""
-        larger = Kept.empty(room)
-        for a, b in zip((larger.row, larger.neuron, larger.ratio), (self.row, self.neuron, self.ratio)):
-            a[: len(b)] = b
-        return larger
-
-
-@dataclass(frozen=True)
-class Own:
-    """What neurons do on D_t, for the 100 % fall-back: largest |V| and sum of V in units of 2^-24, both ``(c, v)``."""
-
-    largest: np.ndarray
-    total: np.ndarray
-
-
-@dataclass(frozen=True)
-class State:
-    """Statistics of ``v`` neurons for ``c`` targets after ``examples`` examples.
-
-    peaks: one array a sign of the weight (one in the plain form), ``(levels, c, v)`` float32: the largest ratios
-        |V|/m over D_c, largest first (and of D_t in the signed form). One level gives the plain minimum of the bounds.
-    tied: ``(c,)`` bool, D_c holds a tie. mistakes: ``(c,)``, size of D_w so far.
-    kept: the mistakes that may count; None when they were given up for lack of room and need a second pass.
-    own: see :class:`Own`; None when not asked for.
-    """
-
-    targets: np.ndarray
-    form: str
-    peaks: tuple[np.ndarray, ...]
-    tied: np.ndarray
-    mistakes: np.ndarray
-    examples: int
-    kept: Kept | None
-    own: Own | None = None
-
-    @property
-    def neurons(self) -> int:
-        return int(self.peaks[0].shape[2])
-
-    @property
-    def levels(self) -> int:
-        return int(self.peaks[0].shape[0])
-
-    @property
-    def lowest(self) -> tuple[np.ndarray, np.ndarray]:
-        """The limits a mistake has to reach, for positive and negative weights."""
-        return self.peaks[0][-1], self.peaks[-1][-1]
-
-
-def start(
-    targets: Sequence[int] | np.ndarray, neurons: int, *, form: str = "plain", levels: int = 1, own: bool = False
-) -> State:
-    """An empty state. ``levels`` is the budget q: the bound is the q-th smallest instead of the minimum.
-
-    Raises:
-        InputError: unknown form, no or repeated targets, no neurons, levels below 1.
-    """
-    wanted = np.asarray(targets, np.int64).reshape(-1)
-    if form not in FORMS:
-        raise InputError(f"Unknown form {form!r}; choose one of {', '.join(FORMS)}.")
-    if not len(wanted) or len(np.unique(wanted)) != len(wanted) or wanted.min() < 0:
-        raise InputError(f"Targets have to be distinct class indices, at least one; got {wanted.tolist()}.")
-    if neurons < 1 or levels < 1:
-        raise InputError(f"At least one neuron and a budget of at least 1 are needed; got {neurons} and {levels}.")
-    c = len(wanted)
-    sides = 1 if form == "plain" else 2
-    peaks = tuple(np.zeros((levels, c, neurons), np.float32) for _ in range(sides))
-    summary = Own(np.zeros((c, neurons), np.float32), np.zeros((c, neurons), np.int64)) if own else None
-    return State(wanted, form, peaks, np.zeros(c, bool), np.zeros(c, np.int64), 0, Kept.empty(), summary)
+from tweaknn.theta.state import Kept, Own, State, start
+from tweaknn.theta.synapses import Synapses
 
 
 def update(state: State, values: np.ndarray, logits: np.ndarray, labels: np.ndarray, *, eps1: float = 0.0) -> State:
@@ -258,109 +166,6 @@ def check_finite(state: State, values: np.ndarray | None = None, layer: str = ""
     raise ModelError(f"Neuron values{where} are NaN, infinite or too large for float32.")
 
 
-def finish(state: State, *, eps2: float = EPS2, relative: bool = True) -> Synapses:
-    """Thresholds, counts and signs (Algorithm 1, lines 13-19).
-
-    eps2: what is taken off the bound, as a fraction of it, or (``relative=False``, the dissertation's) as a number.
-    """
-    return stack(finish_parts([state], eps2=eps2, relative=relative))
-
-
-def finish_parts(
-    states: Sequence[State],
-    *,
-    eps2: float = EPS2,
-    relative: bool = True,
-    counts: Sequence[tuple[np.ndarray, ...]] | None = None,
-) -> list[Synapses]:
-    """The same for neurons held in several blocks (layers): the cap of unbounded neurons and the 100 % fall-back
-    look at all blocks of a class. ``counts`` are those of a second pass, where the kept mistakes did not fit.
-
-    Raises:
-        InputError: eps2 outside [0, 1), or counts are missing for a block that gave its mistakes up.
-    """
-    needs = needed(states, eps2=eps2, relative=relative)
-    both = []
-    for s, (state, need) in enumerate(zip(states, needs)):
-        if state.kept is not None:
-            both.append(count(state, need))
-        elif counts is not None:
-            both.append(counts[s])
-        else:
-            raise InputError("The mistakes were not kept: count them in a second pass first.")
-    nothing = np.logical_and.reduce([~c.any(axis=1) for counted in both for c in counted])
-    return [_finish(*part, nothing) for part in zip(states, needs, both)]
-
-
-def needed(states: Sequence[State], *, eps2: float = EPS2, relative: bool = True) -> list[tuple[np.ndarray, ...]]:
-    """1/threshold as float64 ``(c, v)``, one a sign: the ratio a mistake has to reach to be counted.
-
-    Infinite where the threshold is 0.
-    """
-    if not eps2 >= 0 or (relative and eps2 >= 1):
-        raise InputError(f"eps2 is {eps2}; a fraction from 0 to below 1 is needed, or an absolute number >= 0.")
-    result: list[list[np.ndarray]] = [[] for _ in states]
-    for side in range(len(states[0].peaks)):
-        peaks = [state.peaks[side][-1] for state in states]
-        tied = states[0].tied
-        limits = [_limit(peak, tied, eps2, relative) for peak in peaks]
-        cap = np.full(len(tied), np.inf)
-        for limit in limits:  # the largest finite threshold of the class is the smallest positive limit
-            cap = np.minimum(cap, np.where(limit > 0, limit, np.inf).min(axis=1))
-        for s, limit in enumerate(limits):
-            result[s].append(np.where(limit == 0, cap[:, None], limit))
-    return [tuple(r) for r in result]
-
-
-def _limit(peak: np.ndarray, tied: np.ndarray, eps2: float, relative: bool) -> np.ndarray:
-    """1/threshold before capping: 0 for an unbounded neuron, inf for threshold 0."""
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        p = peak.astype(np.float64)
-        if relative:
-            limit = p / (1 - eps2)
-        else:
-            room = 1 / p - eps2
-            limit = np.where(p == 0, 0.0, np.where(room > 0, 1 / room, np.inf))
-    limit[p >= FLOAT_MAX] = np.inf
-    limit[tied] = np.inf
-    return limit
-
-
-def count(state: State, need: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
-    """How many kept mistakes reach ``need``: int32 ``(c, v)``, one a sign."""
-    if state.kept is None:
-        raise InputError("The mistakes were not kept: count them in a second pass.")
-    result = tuple(np.zeros(n.shape, np.int32) for n in need)
-    kept = state.kept
-    kernels.count_kept(kept.row, kept.neuron, kept.ratio, len(kept), need[0], need[-1], result[0], result[-1])
-    for counted, n in zip(result, need):
-        counted[np.isinf(n)] = 0
-    return result
-
-
-def _finish(
-    state: State, need: tuple[np.ndarray, ...], counted: tuple[np.ndarray, ...], nothing: np.ndarray
-) -> Synapses:
-    thresholds = [(1 / n).astype(np.float32) for n in need]
-    unbounded = [(p[-1] == 0) & ~state.tied[:, None] for p in state.peaks]
-    shape = thresholds[0].shape
-    negative = np.zeros(shape, bool)
-    if state.form == "signed":
-        negative = counted[1] > counted[0]  # a negative weight only where it corrects strictly more
-        if state.own is not None:
-            negative[nothing] = state.own.total[nothing] < 0
-    pick = [np.where(negative, pair[-1], pair[0]) for pair in (thresholds, counted, unbounded)]
-    return Synapses(
-        targets=state.targets,
-        threshold=pick[0],
-        count=pick[1].astype(np.int64),
-        sign=np.where(negative, -1, 1).astype(np.int8),
-        unbounded=pick[2],
-        mistakes=state.mistakes,
-        silent=None if state.own is None else state.own.largest == 0,
-    )
-
-
 def theta_all(
     V: np.ndarray,
     C: np.ndarray,
@@ -390,3 +195,11 @@ def theta_all(
         part = slice(a, a + batch_size)
         state = update(state, np.asarray(V[part]), C[part], labels[part], eps1=eps1)
     return finish(state, eps2=eps2, relative=relative)
+
+
+def finish(state: State, *, eps2: float = EPS2, relative: bool = True) -> Synapses:
+    """Thresholds, counts and signs (Algorithm 1, lines 13-19).
+
+    eps2: what is taken off the bound, as a fraction of it, or (``relative=False``, the dissertation's) as a number.
+    """
+    return Finisher([state], eps2=eps2, relative=relative).part(0)
