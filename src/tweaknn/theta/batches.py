@@ -36,6 +36,8 @@ class Batches:
             if type(inner).__name__ in ("RandomSampler", "WeightedRandomSampler", "SubsetRandomSampler"):
                 raise InputError("The data loader shuffles; observing needs a fixed order (shuffle=False).")
             self.direct = isinstance(inner, SequentialSampler) and hasattr(source.dataset, "__getitem__")
+        elif isinstance(source, (list, tuple)):
+            self.direct = True
         elif iter(source) is source:
             raise InputError("Batches are read more than once; give a DataLoader or a list, not an iterator.")
 
@@ -71,6 +73,9 @@ class Batches:
             return
         # In this process: no workers are started for a range.
         stop = len(loader) if stop is None else stop
+        if isinstance(loader, (list, tuple)):
+            yield from loader[start:stop]
+            return
         if loader.batch_size is None:
             for k in range(start, stop):
                 yield loader.dataset[k]
