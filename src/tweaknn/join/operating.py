@@ -16,6 +16,7 @@ import numpy as np
 from scipy.optimize import minimize
 
 from tweaknn.errors import InputError
+from tweaknn.join.lattice import least_biases
 from tweaknn.join.promise import Promise
 from tweaknn.join.search import Rules, Search
 
@@ -81,6 +82,8 @@ class Effort:
     penalties: tuple[float, ...] = (2.0, 10.0, 1000.0)
     sweeps: int = 12
     pairs: int = 60
+    steps: tuple[float, ...] = (0.4, 0.2, 0.1, 0.05)
+    trials: int = 60
     smooth_rows: int = 4000
     large: int = 1_000_000
     temperatures: tuple[float, ...] = (0.15, 0.05)
@@ -126,22 +129,67 @@ def operate(
     sets = target_sets(targets, y, c, classes, promise)
     rules, words = _rules(base, y, sets, promise, c, classes, margins)
     search = Search(z, y, rules)
-    best, best_key = np.zeros(c), None
-    moves = _moves(c, sets, effort)
-    large = n * c > effort.large
-    for start in _starts(search, starts, effort, large):
+    best, best_key = np.zeros(c, dtype=np.float32), None
+    for candidate in _candidates(search, sets, effort, starts):
+        candidate = _settle(search, candidate)
+        value, short = search.evaluate(candidate.astype(np.float64))
+        key = (-round(short, 12), round(value, 12), -float(np.abs(candidate).sum()))
+        if best_key is None or key > best_key:
+            best, best_key = candidate, key
+    assert best_key is not None
+    return _point(base, z, y, best, sets, rules, words, -best_key[0])
+
+
+def _candidates(search: Search, sets: list[TargetSet], effort: Effort, given: Sequence[np.ndarray]):
+    """Bias vectors worth counting. With floors alone and one target the least fixed point is the optimum: nothing else is tried."""
+    floors = _only_floors(search.rules)
+    fixed = np.isin(np.arange(search.c), [j for t in sets for j in t.positions])
+    yield np.zeros(search.c)
+    if floors:
+        exact, possible = least_biases(search.z, search.y, search.rules.need, np.zeros(search.c), fixed)
+        yield exact
+        if fixed.sum() == 1 and possible and sets[0].position is not None:
+            return
+    moves = _moves(search.c, sets, effort)
+    large = search.n * search.c > effort.large
+    for start in _starts(search, given, effort, large):
         found = start
+        yield start
         for mu in effort.penalties[-1:] if large else effort.penalties:
             for window in effort.windows if mu == effort.penalties[0] else effort.windows[1:]:
                 found = search.climb(found, moves, window, mu, 2 if large else effort.sweeps)
-        for candidate in (start, found):
-            candidate = _settle(search, candidate)
-            value, short = search.evaluate(candidate.astype(np.float64))
-            key = (-round(short, 12), round(value, 12), -float(np.abs(candidate).sum()))
-            if best_key is None or key > best_key:
-                best, best_key = candidate, key
-    assert best_key is not None
-    return _point(base, z, y, best, sets, rules, words, -best_key[0])
+        yield found
+        if floors:
+            yield from _descend(search, found, fixed, effort)
+
+
+def _only_floors(rules: Rules) -> bool:
+    return not (np.isfinite(rules.need_all) or np.isfinite(rules.most_false).any() or rules.price.any())
+
+
+def _descend(search: Search, bias: np.ndarray, fixed: np.ndarray, effort: Effort):
+    """Several targets: pattern search over *their* biases, the other classes' being the exact least ones for each trial."""
+    def trial(b: np.ndarray) -> tuple[tuple[float, float], np.ndarray]:
+        found, _ = least_biases(search.z, search.y, search.rules.need, b, fixed)
+        value, short = search.evaluate(found)
+        return (-round(short, 12), value), found
+
+    key, best = trial(bias)
+    targets = np.flatnonzero(fixed)
+    spent = 1
+    for step in effort.steps:
+        improved = True
+        while improved and spent < effort.trials:
+            improved = False
+            for j in targets:
+                for s in (step, -step):
+                    b = best.copy()
+                    b[j] += s
+                    new_key, found = trial(b)
+                    spent += 1
+                    if new_key > key:
+                        key, best, improved = new_key, found, True
+    yield best
 
 
 # -- the promise as counts ------------------------------------------------------------------------------
