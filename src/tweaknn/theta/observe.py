@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -99,6 +99,15 @@ class Observation:
             fell_back = bool(nothing[np.flatnonzero(self.targets == t)[0]])
             result[t] = Ranked(t, layer[order], index[order], weight[order], count[order], fell_back)
         return result
+
+    def active_counts(self) -> np.ndarray:
+        """``(c,)`` how many neurons are active: count at least half of the largest of the class (Table 3.2)."""
+        largest = self.largest_counts()[:, None]
+        return np.sum([((2 * p.count >= largest) & (largest > 0)).sum(axis=1) for _, p in self.parts()], axis=0)
+
+    def largest_counts(self) -> np.ndarray:
+        """``(c,)`` the largest count of each target."""
+        return np.maximum.reduce([part.count.max(axis=1) for _, part in self.parts()])
 
     def write(self, path: str | Path, classes: Sequence[str] | None = None) -> int:
         """Write all synapses as Parquet; see :func:`tweaknn.theta.parquet.write`. Returns the number of rows."""
@@ -322,6 +331,3 @@ def seconds_an_example(reader: Reader, x: Any, y: torch.Tensor, settings: Settin
             pass
         took = time.perf_counter() - begin
     return took / len(y)
-
-
-Callback = Callable[[int], None]

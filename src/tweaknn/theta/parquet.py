@@ -41,9 +41,7 @@ def write(found: Observation, path: Path, classes: Sequence[str] | None = None) 
         InputError: the file cannot be written (folder missing, disk full); nothing is left behind.
     """
     names = [str(t) if classes is None else str(classes[t]) for t in found.targets]
-    largest = np.zeros(len(names), np.int64)
-    for _, part in found.parts():
-        largest = np.maximum(largest, part.count.max(axis=1))
+    largest = found.largest_counts()
     temporary, rows = "", 0
     try:
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
