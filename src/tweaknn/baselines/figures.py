@@ -1,0 +1,108 @@
+"""From the logits of one run to the figures of a table's row."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from tweaknn.baselines.outcome import Outcome
+from tweaknn.baselines.task import Task
+from tweaknn.join.operating import operate
+from tweaknn.join.promise import Promise
+from tweaknn.measure import error_e, mcnemar, measure, pareto_front, per_class_accuracy, worst_drop
+
+
+def figures(base: np.ndarray, after: np.ndarray, labels: np.ndarray, targets: Sequence[int]) -> dict[str, Any]:
+    """Figures of logits ``after (n, c)`` against ``base``, fractions; targets' AUROC is the mean over targets."""
+    b, a = measure(base, labels), measure(after, labels)
+    at = list(targets)
+    right_before, right_after = base.argmax(1) == labels, after.argmax(1) == labels
+    rows = np.isin(labels, at)
+    drop, where = worst_drop(b.per_class, a.per_class)
+    return {
+        "target": float(np.mean(a.per_class[at])),
+        "target_gain": float(np.mean(a.per_class[at]) - np.mean(b.per_class[at])),
+        "overall": a.overall,
+        "balanced": a.balanced,
+        "E": error_e(b.per_class, a.per_class),
+        "worst_drop": drop,
+        "worst_class": int(where),
+        "nll": a.nll,
+        "ece": a.ece,
+        "auroc": float(np.mean(a.auroc[at])),
+        "auroc_gain": float(np.mean(a.auroc[at]) - np.mean(b.auroc[at])),
+        "p_overall": mcnemar(right_before, right_after),
+        "p_target": mcnemar(right_before[rows], right_after[rows]),
+        "per_class": a.per_class.tolist(),
+    }
+
+
+def under(task: Task, outcome: Outcome, kind: str) -> dict[str, Any]:
+    """The same network at the operating point that ``kind`` (floors, overall) allows on validation, measured on test.
+
+    Every method is brought there by the same search on the same examples, so that rivals and ours keep one promise.
+    """
+    base, labels = task.judged()
+    point = operate(base, outcome.evaluation, labels, task.targets, Promise(kind))
+    moved = outcome.test + point.bias.astype(np.float32)
+    found = figures(task.logits["test"], moved, task.labels("test"), task.targets)
+    return {**found, "feasible": bool(point.feasible), "reason": point.reason}
+
+
+def curve(task: Task, outcome: Outcome, points: int = 41) -> list[dict[str, float]]:
+    """Pareto curve of a method: a shared shift of the targets' logits, chosen on validation, measured on test.
+
+    Shifts are quantiles of the gaps on validation; those on validation's Pareto front of (target, overall) are kept.
+    """
+    _, labels = task.judged()
+    z, at = outcome.evaluation.astype(np.float64), list(task.targets)
+    inside = np.zeros(z.shape[1], dtype=bool)
+    inside[at] = True
+    if inside.all():
+        return []
+    gap = np.where(inside, -np.inf, z).max(1) - np.where(inside, z, -np.inf).max(1)
+    shifts = np.unique(np.concatenate([[0.0], np.quantile(gap, np.linspace(0, 1, points))]))
+    chosen = [_point(z, labels, at, s) for s in shifts]
+    front = pareto_front([c[0] for c in chosen], [c[1] for c in chosen])
+    test_labels = task.labels("test")
+    base, _ = per_class_accuracy(task.logits["test"].argmax(1), test_labels, z.shape[1])
+    out = []
+    for k in front:
+        target, overall, per_class = _point(outcome.test, test_labels, at, shifts[k])
+        out.append({"shift": float(shifts[k]), "target": target, "overall": overall, "E": error_e(base, per_class)})
+    return out
+
+
+def _point(z: np.ndarray, labels: np.ndarray, targets: list[int], shift: float) -> tuple[float, float, np.ndarray]:
+    moved = z.copy()
+    moved[:, targets] += shift
+    predicted = moved.argmax(1)
+    per_class, _ = per_class_accuracy(predicted, labels, z.shape[1])
+    return float(np.mean(per_class[targets])), float((predicted == labels).mean()), per_class
+
+
+def checkpoint_figures(task: Task, outcome: Outcome) -> dict[str, Any] | None:
+    """Mean and spread over checkpoints of a training (Table 3.4); None where nothing was trained step by step."""
+    if len(outcome.checkpoints) < 2:
+        return None
+    rows = [figures(task.logits["test"], z, task.labels("test"), task.targets) for z in outcome.checkpoints]
+    found: dict[str, Any] = {"n": len(rows)}
+    for key in ("target", "overall", "E"):
+        values = np.array([row[key] for row in rows])
+        found[f"{key}_mean"], found[f"{key}_sd"] = float(values.mean()), float(values.std(ddof=1))
+    return found
+
+
+def row(task: Task, outcome: Outcome) -> dict[str, Any]:
+    """Everything that is kept of one run of one method."""
+    return {
+        **figures(task.logits["test"], outcome.test, task.labels("test"), task.targets),
+        "under": {kind: under(task, outcome, kind) for kind in ("floors", "overall")},
+        "curve": curve(task, outcome),
+        "checkpoints": checkpoint_figures(task, outcome),
+        "seconds": outcome.seconds,
+        "parameters": outcome.parameters,
+        "settings": outcome.settings,
+    }

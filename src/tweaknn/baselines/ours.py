@@ -1,0 +1,210 @@
+"""This package's own methods behind the rivals' interface: theta, synaptic retraining, AAN, fit."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from tweaknn.baselines.outcome import Outcome
+from tweaknn.baselines.registry import method
+from tweaknn.baselines.store import plain
+from tweaknn.baselines.task import Task
+from tweaknn.delta import Delta
+from tweaknn.errors import DeltaError
+from tweaknn.fit.convex import fit_path
+from tweaknn.join.candidates import Candidate, Setting, linear
+from tweaknn.join.dissertation import theta_candidates
+from tweaknn.join.promise import Promise
+from tweaknn.join.run import SynapticJoin
+from tweaknn.join.table import PooledTable
+from tweaknn.measure import negative_log_likelihood
+from tweaknn.network.fingerprint import fingerprint
+from tweaknn.network.reader import Reader
+
+_NO_PENALTY = 1e-6  # synaptic retraining has no L2 in the dissertation; this much makes the optimum unique
+
+
+@method("theta", "the dissertation's join: Algorithm 1, n and scale on validation", ours=True)
+def theta(task: Task) -> Outcome:
+    """The dissertation's join exactly, under its own promise (overall not below the base's)."""
+    delta, notes = _theta(task)
+    return _delta_outcome(task, delta, notes)
+
+
+@method("retrain-1", "synaptic retraining: the join's synapses at their convex optimum", ours=True)
+def retrain_1(task: Task) -> Outcome:
+    """Synaptic retraining-1 (section 3.2.4)."""
+    return _retrained(task, 1.0)
+
+
+@method("retrain-2", "synaptic retraining with the targets' loss doubled", ours=True)
+def retrain_2(task: Task) -> Outcome:
+    """Synaptic retraining-2 (section 3.2.4)."""
+    return _retrained(task, 2.0)
+
+
+@method("fit", "the default: pooled neurons of all layers, convex fit, operating point under floors", ours=True)
+def fit(task: Task) -> Outcome:
+    """``tweaknn join``'s default method, under its own promise (floors), without falling back to a control."""
+    setting = setting_of(task, Promise("floors"))
+    candidate = linear(setting, "fit", np.arange(setting.train.features.shape[1]))
+    return _delta_outcome(task, candidate.delta, candidate.notes)
+
+
+def setting_of(task: Task, promise: Promise) -> Setting:
+    """What the join's candidates need, from the task's tables."""
+    if task.oversample:
+        rows = _resampled(task)
+        train = task.table("train").rows(rows)
+    else:
+        train = task.table("train")
+    return Setting(train, task.table("validation"), task.targets, task.classes, promise, frame_of(task), task.seed)
+
+
+def frame_of(task: Task) -> Delta:
+    """A delta without terms for the task's base."""
+    x = task.train.batch([0])[0]
+    reader = Reader(task.model, x, task.layers)
+    return Delta(
+        terms=(),
+        bias=torch.zeros(task.n_classes),
+        base=fingerprint(task.model),
+        input_shape=tuple(x.shape[1:]),
+        input_dtype=str(x.dtype).removeprefix("torch."),
+        classes=tuple(task.classes),
+        how=reader.how,
+    )
+
+
+def _resampled(task: Task) -> np.ndarray:
+    """Rows of the train split drawn so that every class comes equally often (Table 3.10)."""
+    rng = np.random.default_rng([task.seed, 13])
+    weight = task.weights()
+    assert weight is not None
+    return np.sort(rng.choice(len(weight), len(weight), p=weight / weight.sum()))
+
+
+def _theta(task: Task) -> tuple[Delta, dict[str, Any]]:
+    """The join's delta, from the task's cache when another method has asked for it before."""
+    path = None
+    if task.cache is not None:
+        parts = (
+            fingerprint(task.model),
+            task.train.content_hash(),
+            task.validation.content_hash(),
+            f"{task.targets} {task.layers} {task.seed} {task.oversample}",
+        )
+        path = task.cache / f"theta.{hashlib.sha256(' '.join(parts).encode()).hexdigest()[:24]}.delta"
+        if path.is_file():
+            try:
+                kept = Delta.load(str(path))
+                return kept, dict(kept.meta)
+            except DeltaError:
+                path.unlink()  # cut off by an interruption: made again
+    candidate = _run_theta(task)
+    notes = plain(candidate.notes)
+    if path is not None:
+        replace(candidate.delta, meta=notes).save(str(path))
+    return candidate.delta, notes
+
+
+def _run_theta(task: Task) -> Candidate:
+    join = SynapticJoin(
+        method="theta", promise="overall", layers=task.layers, seed=task.seed, batch_size=task.batch_size
+    )
+    setting = setting_of(task, Promise("overall"))
+    reader = Reader(task.model, task.train.batch([0])[0], task.layers)
+    train = task.train.subset(_resampled(task)) if task.oversample else task.train
+    found = theta_candidates(join, setting, reader, train, task.validation)
+    return next(c for c in found if c.name == "theta")
+
+
+def _retrained(task: Task, target_weight: float) -> Outcome:
+    """The join's synapses, their weights solved for on table T instead of set from thresholds.
+
+    The problem is convex with the base's logits as offsets; only the chosen synapses (and no bias) take part.
+    Penalties
+    are tried on validation log loss, beginning at practically none.
+    """
+    chosen, _ = _theta(task)
+    if not chosen.terms:
+        return _delta_outcome(task, chosen, {"note": "the join added no synapse"})
+    reader = Reader(task.model, task.train.batch([0])[0], task.layers)
+    values = {split: neurons_of(task, reader, chosen, split) for split in ("train", "validation", "test")}
+    heads = [term.head for term in chosen.terms]
+    mask = np.zeros((values["train"].shape[1], task.n_classes), dtype=bool)
+    start = 0
+    for term, head in zip(chosen.terms, heads, strict=True):
+        weight = getattr(head, "weight", None)
+        assert weight is not None, "the dissertation's join is linear"
+        rows, columns = np.nonzero(weight.numpy())
+        mask[start + rows, head.columns.numpy()[columns]] = True
+        start += term.neurons
+    y = task.labels("train")
+    weights = np.where(np.isin(y, task.targets), target_weight, 1.0)
+    own = task.weights()
+    weights = weights if own is None else weights * own
+    fits = fit_path(
+        values["train"], task.logits["train"], y, (1e-2, 1e-3, 1e-4, _NO_PENALTY), mask=mask, sample_weight=weights
+    )
+    labels = task.labels("validation")
+    losses = [
+        negative_log_likelihood(_without_bias(f, values["validation"], task.logits["validation"]), labels) for f in fits
+    ]
+    best = fits[int(np.argmin(losses))]
+    evaluation = _without_bias(best, values["validation"][task.evaluation], task.judged()[0])
+    test = _without_bias(best, values["test"], task.logits["test"])
+    settings = {"synapses": int(mask.sum()), "l2": best.l2, "target_weight": target_weight}
+    return Outcome(evaluation, test, int(mask.sum()), settings)
+
+
+def _without_bias(fit: Any, features: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    return fit.logits(features, offsets)
+
+
+def neurons_of(task: Task, reader: Reader, delta: Delta, split: str) -> np.ndarray:
+    """Values ``(n, f)`` of all neurons a delta reads, in its order, in one pass over a split."""
+    reads = [read for term in delta.terms for read in term.reads]
+    position = {layer.name: k for k, layer in enumerate(reader.layers)}
+    parts: list[np.ndarray] = []
+    for x, _ in task.examples(split).loader(task.batch_size):
+        found: list[np.ndarray | None] = [None] * len(reads)
+
+        def sink(k: int, activation: torch.Tensor, found: list = found) -> None:
+            for r, read in enumerate(reads):
+                if position[read.layer] == k:
+                    found[r] = read.pick(activation).float().cpu().numpy()
+
+        reader(x, sink)
+        parts.append(np.concatenate([block for block in found if block is not None], axis=1))
+    return np.concatenate(parts)
+
+
+def apply(delta: Delta, table: PooledTable) -> np.ndarray | None:
+    """Logits ``(n, c)`` of base + delta from a pooled table, or None when the delta reads neurons it does not
+    hold."""
+    logits = torch.from_numpy(table.logits.copy()) + delta.bias
+    spans = dict(zip([(r.layer, r.reduction) for r in table.reads], table.spans(), strict=True))
+    for term in delta.terms:
+        blocks = []
+        for read in term.reads:
+            span = spans.get((read.layer, read.reduction))
+            if span is None:
+                return None
+            blocks.append(table.features[:, span][:, read.index.numpy()])
+        part = term.head(torch.from_numpy(np.concatenate(blocks, axis=1)))
+        logits[:, term.head.columns] += part
+    return logits.numpy()
+
+
+def _delta_outcome(task: Task, delta: Delta, settings: dict[str, Any]) -> Outcome:
+    evaluation = apply(delta, task.table("validation").rows(task.evaluation))
+    test = apply(delta, task.table("test"))
+    if evaluation is None or test is None:
+        model = delta.attach(task.model, check=False)
+        evaluation, test = task.run(model, "validation", task.evaluation), task.run(model, "test")
+    return Outcome(evaluation, test, delta.parameters, settings, delta=replace(delta, meta={}))

@@ -1,0 +1,174 @@
+"""``tweaknn compare``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tweaknn.cli import options as o
+from tweaknn.cli.console import err, note, out, percent, points, table
+from tweaknn.errors import InputError
+
+
+def command(
+    model: o.Model,
+    train: Annotated[str, typer.Option(help=o.DATA_HELP + " Fitted on.")],
+    test: Annotated[str, typer.Option(help="Measured on, once, after everything is chosen.")],
+    target: Annotated[list[str], typer.Option(help="Class to improve; give several times.")],
+    out_dir: Annotated[Path, typer.Option("--out", help="Folder for results; running again continues.")],
+    validation: Annotated[
+        str | None, typer.Option(help="Chosen on; without it a part of --train is set aside.")
+    ] = None,
+    methods: Annotated[str, typer.Option(help="all, or names with commas; oversampling+NAME works too.")] = "all",
+    epochs: Annotated[float, typer.Option(help="Of fine-tuning methods, over the fitted part.")] = 1.0,
+    iterations: Annotated[int | None, typer.Option(help="Of fine-tuning methods, in place of --epochs.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Repetitions: splits and everything random.")] = 1,
+    seed: Annotated[int, typer.Option(help="The first seed.")] = 0,
+    lr: Annotated[float, typer.Option(help="Learning rate of fine-tuning methods.")] = 0.01,
+    optimiser: Annotated[str, typer.Option(help="sgd, adamw, or file.py:function from parameters to one.")] = "sgd",
+    schedule: Annotated[
+        str, typer.Option(help="cosine, constant, or file.py:function (optimiser, iterations).")
+    ] = "cosine",
+    augment: Annotated[str, typer.Option(help="none, shift, flip-shift, or file.py:function (x, generator).")] = "none",
+    penalty: Annotated[
+        list[float] | None, typer.Option(help="Loss penalties to choose from, rising; give several times.")
+    ] = None,
+    scratch_epochs: Annotated[float | None, typer.Option(help="Of retraining-3, which starts from nothing.")] = None,
+    train_batch: Annotated[int, typer.Option(min=2, help="Examples a batch in fine-tuning.")] = 128,
+    validation_share: Annotated[
+        float, typer.Option(help="Of --train, set aside when --validation is not given.")
+    ] = 0.5,
+    limit: Annotated[
+        int, typer.Option(min=0, help="Validation examples changed networks are judged on; 0 for all.")
+    ] = 5000,
+    layers: Annotated[str, typer.Option(help="all, stages, or layer names with commas.")] = "all",
+    group: Annotated[str | None, typer.Option(help="Column whose groups stay together in splits.")] = None,
+    time_limit: Annotated[float | None, typer.Option(help="Seconds a method may take in one seed.")] = None,
+    jobs: Annotated[
+        int | None, typer.Option(min=0, help="Methods at once; 0: in this process. Default: the cores.")
+    ] = None,
+    track: Annotated[str | None, typer.Option(help="Live view: tensorboard:FOLDER or mlflow:EXPERIMENT.")] = None,
+    weights: o.Weights = None,
+    preprocess: o.Preprocess = None,
+    mean: o.Mean = None,
+    std: o.Std = None,
+    size: o.Size = None,
+    device: o.Device = "cpu",
+    batch_size: o.BatchSize = 128,
+    skip_unreadable: o.Skip = False,
+    json: o.Json = None,
+) -> None:
+    """Our methods beside every rival, on the same splits and seeds, judged by one rule."""
+    from tweaknn.baselines import Plan, Training, compare, parse
+    from tweaknn.baselines.compare import default_jobs
+    from tweaknn.baselines.tracking import tracker
+    from tweaknn.inputs.userfile import load_function
+
+    def own(text: str) -> Any:
+        return load_function(text) if ".py:" in text else text
+
+    o.check_writable(json, "--json")
+    if out_dir.exists() and not out_dir.is_dir():
+        raise InputError(f"--out {out_dir}: this is a file; give a folder.")
+    training = Training(
+        epochs=epochs,
+        iterations=iterations,
+        batch_size=train_batch,
+        lr=lr,
+        optimiser=own(optimiser),
+        schedule=own(schedule),
+        augment=own(augment),
+        scratch_epochs=scratch_epochs,
+        **({"penalties": tuple(sorted(penalty))} if penalty else {}),
+    )
+    plan = Plan(
+        targets=tuple(target),
+        methods=tuple(parse(methods)),
+        seeds=seeds,
+        first_seed=seed,
+        training=training,
+        validation_share=validation_share,
+        limit=limit or None,
+        batch_size=batch_size,
+        layers=layers if layers in ("all", "stages") else layers.split(","),  # type: ignore[arg-type]
+        time_limit=time_limit,
+        jobs=default_jobs() if jobs is None else jobs,
+    )
+    opened = o.open_model(
+        model, weights, preprocess=preprocess, mean=mean, std=std, size=size, device=device, seed=seed
+    )
+    parts = {
+        name: None if spec is None else o.open_data(spec, opened, group=where, skip_unreadable=skip_unreadable)
+        for name, spec, where in (("train", train, group), ("validation", validation, None), ("test", test, None))
+    }
+    assert parts["train"] is not None
+    assert parts["test"] is not None
+    source = {"model": model, "weights": weights, "train": train, "validation": validation, "test": test}
+    with tracker(track) as watch:
+        result = compare(
+            opened.model,
+            parts["train"],
+            parts["test"],
+            plan,
+            out_dir,
+            validation=parts["validation"],
+            groups=parts["train"].column(group) if group else None,
+            say=lambda text: err.print(f"· {text}", style="dim", markup=False),
+            track=watch,
+            source=source,
+        )
+    show(result)
+    note(f"results in {out_dir}: result.json, result.parquet; a page of them: tweaknn report {out_dir} --out page.html")
+    o.write_json(json, result)
+
+
+def show(result: dict[str, Any]) -> None:
+    """The table, in points of a per cent; spread over seeds behind a ±."""
+    base = result["base"]
+    rows = [["base", percent(base["target"]), percent(base["overall"]), percent(base["balanced"]), *["–"] * 7]]
+    for m in result["methods"]:
+        if m["target"] is None:
+            rows.append([m["name"], *["–"] * 10])
+            continue
+        floors = m["under"]["floors"]
+        rows.append(
+            [
+                m["name"],
+                spread(m, "target"),
+                spread(m, "overall"),
+                percent(m["balanced"]),
+                f"{100 * m['E']:.1f}",
+                points(m["worst_drop"]),
+                points(m["auroc_gain"]),
+                points(floors["target_gain"]) if floors["feasible"] else "broken",
+                f"{100 * floors['E']:.1f}",
+                f"{m['seconds']:.0f}",
+                f"{m['parameters']:,}",
+            ]
+        )
+    head = [
+        "method",
+        "target %",
+        "overall %",
+        "balanced %",
+        "E",
+        "worst",
+        "AUROC",
+        "floors: target",
+        "E",
+        "s",
+        "params",
+    ]
+    who = ", ".join(result["targets"])
+    out.print(table(head, rows, title=f"{who}: {result['n']} test examples, seeds {len(result['settings']['seeds'])}"))
+    for m in result["methods"]:
+        if m["reason"]:
+            out.print(f"{m['name']}: {m['reason']}", markup=False)
+
+
+def spread(entry: dict[str, Any], key: str) -> str:
+    """``81.2 ±0.3``; without a spread for a single seed."""
+    sd = (entry.get("sd") or {}).get(key)
+    return percent(entry[key]) + (f" ±{100 * sd:.1f}" if sd is not None else "")
