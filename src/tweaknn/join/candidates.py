@@ -118,27 +118,32 @@ def bias_alone(setting: Setting) -> Candidate:
 def linear(
     setting: Setting, name: str, columns: np.ndarray, grid: Sequence[float] = L2_GRID, **notes: Any
 ) -> Candidate:
+    """:func:`fitted` synapses at their operating point."""
+    delta, logits, l2 = fitted(setting, name, columns, grid)
+    return settle(setting, name, delta, logits, l2=l2, neurons_read=len(columns), **notes)
+
+
+def fitted(
+    setting: Setting, name: str, columns: np.ndarray, grid: Sequence[float] = L2_GRID
+) -> tuple[Delta, np.ndarray, float]:
     """Synapses from the pooled neurons ``columns`` to all logits, at the optimum of the convex problem (section 3.2.4),
-    its L2 chosen by the log loss on validation."""
+    its L2 chosen by the log loss on validation.
+
+    Returns:
+        The delta before any operating point, its validation logits ``(n, c)``, the L2.
+    """
     fits = fit_path(setting.train.features[:, columns], setting.train.logits, setting.train.labels, grid)
     features = setting.validation.features[:, columns]
     scored: list[tuple[float, int, LinearFit, np.ndarray]] = []
     for position, fit in enumerate(fits):
         logits = fit.logits(features, setting.validation.logits)
         scored.append((negative_log_likelihood(logits, setting.validation.labels), position, fit, logits))
-    nll, _, best, logits = min(scored, key=lambda row: row[:2])
-    term = synapses(
-        pick(setting.train.reads, columns), torch.from_numpy(best.weight.astype(np.float32)), range(logits.shape[1])
-    )
-    delta = Delta(
-        **{
-            **_fields(setting.frame),
-            "terms": (term,),
-            "bias": torch.from_numpy(best.bias.astype(np.float32)),
-            "kind": name,
-        }
-    )
-    return settle(setting, name, delta, logits, l2=best.l2, neurons_read=len(columns), **notes)
+    _, _, best, logits = min(scored, key=lambda row: row[:2])
+    weight = torch.from_numpy(best.weight.astype(np.float32))
+    term = synapses(pick(setting.train.reads, columns), weight, range(logits.shape[1]))
+    bias = torch.from_numpy(best.bias.astype(np.float32))
+    delta = Delta(**{**fields_of(setting.frame), "terms": (term,), "bias": bias, "kind": name})
+    return delta, logits, best.l2
 
 
 def controls(setting: Setting) -> list[Candidate]:
@@ -168,9 +173,9 @@ def pick(reads: Sequence[Read], columns: np.ndarray) -> list[Read]:
     return chosen
 
 
-def _fields(delta: Delta) -> dict[str, Any]:
+def fields_of(delta: Delta) -> dict[str, Any]:
     return {name: getattr(delta, name) for name in delta.__dataclass_fields__}
 
 
 def _renamed(delta: Delta, kind: str) -> Delta:
-    return Delta(**{**_fields(delta), "kind": kind})
+    return Delta(**{**fields_of(delta), "kind": kind})

@@ -215,7 +215,7 @@ class SynapticJoin:
     ) -> list[int]:
         c = table.logits.shape[1]
         if worst is not None:
-            accuracy = per_class_accuracy(table.logits.argmax(1), table.labels, c)
+            accuracy, _ = per_class_accuracy(table.logits.argmax(1), table.labels, c)
             return worst_classes(accuracy, worst)
         found = list(dict.fromkeys(class_position(name, names, c) for name in targets or ()))
         for j in found:
