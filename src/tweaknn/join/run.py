@@ -81,6 +81,20 @@ class JoinResult:
         return self.delta
 
 
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A network and two splits after the one pass over the data: all that choosing needs."""
+
+    reader: Reader
+    train: Any
+    validation: Any
+    train_table: PooledTable
+    validation_table: PooledTable
+    classes: list[str]
+    frame: Delta
+    notes: list[str]
+
+
 @dataclass
 class SynapticJoin:
     """Finds synapses that make target classes better; scikit-learn's habits: settings here, work in :meth:`fit`.
@@ -135,22 +149,29 @@ class SynapticJoin:
             ModelError: NaN or infinite logits or activations, no hidden neurons.
         """
         self._check(targets, worst)
-        promise = self._promise()
+        return self.choose(self.prepare(model, train, validation, classes=classes, groups=groups), targets, worst)
+
+    def prepare(
+        self,
+        model: nn.Module,
+        train: Any,
+        validation: Any = None,
+        *,
+        classes: Sequence[str] | None = None,
+        groups: np.ndarray | None = None,
+    ) -> Prepared:
+        """The only step that runs the network: read the pooled neurons of both splits. :meth:`choose` may then be called
+        for any number of targets. Arguments and errors as for :meth:`fit`."""
         train, validation, notes = self._split(train, validation, groups)
-        reader = Reader(model, train.batch([0])[0], self.layers, self.head)
+        x = train.batch([0])[0]
+        reader = Reader(model, x, self.layers, self.head)
         before = fingerprint(model)
         names = names_of(classes if classes is not None else train.classes, _n_logits(reader, train))
         tables = [
-            self._read(reader, part, what)
-            for part, what in ((train, "Reading train"), (validation, "Reading validation"))
+            self._read(reader, part, f"Reading {name}") for name, part in (("train", train), ("validation", validation))
         ]
-        chosen_targets = self._targets(tables[1], targets, worst, names)
-        warnings = [
-            *notes,
-            *base_saw_warnings(self.base_saw, tables[0], tables[1], set_aside=bool(notes)),
-            *thin_warnings(tables[1].labels, names, chosen_targets, promise),
-        ]
-        x = train.batch([0])[0]
+        if fingerprint(model) != before:
+            raise AssertionError("the base network changed while it was read; this is a bug in tweaknn")
         frame = Delta(
             terms=(),
             bias=torch.zeros(tables[0].logits.shape[1]),
@@ -161,18 +182,31 @@ class SynapticJoin:
             how=reader.how,
             head=self.head,
         )
-        setting = Setting(tables[0], tables[1], tuple(chosen_targets), names, promise, frame, self.seed)
-        candidates = self._candidates(setting, reader, train, validation)
-        if fingerprint(model) != before:
-            raise AssertionError("the base network changed while it was read; this is a bug in tweaknn")
+        return Prepared(reader, train, validation, tables[0], tables[1], names, frame, notes)
+
+    def choose(
+        self, prepared: Prepared, targets: Sequence[int | str] | None = None, worst: int | None = None
+    ) -> JoinResult:
+        """Fit, choose on validation and hand over the best candidate, controls beside it. Errors as for :meth:`fit`."""
+        self._check(targets, worst)
+        promise, names = self._promise(), prepared.classes
+        train, validation = prepared.train_table, prepared.validation_table
+        chosen_targets = self._targets(validation, targets, worst, names)
+        warnings = [
+            *prepared.notes,
+            *base_saw_warnings(self.base_saw, train, validation, set_aside=bool(prepared.notes)),
+            *thin_warnings(validation.labels, names, chosen_targets, promise),
+        ]
+        setting = Setting(train, validation, tuple(chosen_targets), names, promise, prepared.frame, self.seed)
+        candidates = self._candidates(setting, prepared.reader, prepared.train, prepared.validation)
         settings = {
             "method": self.method,
             "layers": self.layers if isinstance(self.layers, str) else list(self.layers),
             "seed": self.seed,
-            "neurons": reader.neurons,
-            "named_by": reader.how,
-            "n_train": len(tables[0].labels),
-            "n_validation": len(tables[1].labels),
+            "neurons": prepared.reader.neurons,
+            "named_by": prepared.reader.how,
+            "n_train": len(train.labels),
+            "n_validation": len(validation.labels),
             "base_saw": self.base_saw,
         }
         return conclude(candidates, setting, warnings, settings)
