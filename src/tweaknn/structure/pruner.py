@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ from . import dynamics
 from .analyse import analyse, keep_working
 from .cost import CostModel
 from .gating import Gate
+from .latency import LatencyBudget
 from .plan import Plan
 from .rounding import settle, smallest, undecided_share
 from .settings import Settings
@@ -102,8 +103,8 @@ class ComplexityAware:
         self.finished = False
         self.undecided: float | None = None
         self.skipped = 0
-        self.latency: Callable[[nn.Module], float] | None = None
         self._kind, self._target = self._check_budget()
+        self.latency = LatencyBudget(self.model, example, s.latency) if s.latency is not None else None
         self._start = self._fraction(self.state.theta)
         z = torch.ones(n + 1, device=device, dtype=first.dtype if first.dtype.is_floating_point else torch.float32)
         z.requires_grad_(True)
@@ -230,7 +231,8 @@ class ComplexityAware:
         alive = self._working(self.possible & ~self._closed())
         if not last and self._kind is not None and self.state.step > s.warmup * s.steps:
             open_gates = self._working(self.possible & (self.state.theta.cpu().numpy() > 0.01))
-            last = self.measure(open_gates, self._kind) <= self._target * (1 + 0.5 * s.tolerance)
+            reached = self.measure(open_gates, self._kind) <= self._target * (1 + 0.5 * s.tolerance)
+            last = reached or self.measure(alive, self._kind) < self._target  # several closing at once must not overshoot
         if last:
             return self._finish()
         if (alive == self.possible).all():
@@ -238,6 +240,9 @@ class ComplexityAware:
         self._close(alive)
         if _world() > 1:
             return False
+        if self.latency is not None:
+            self.latency.measure(self, self.possible)
+            self._target = self.latency.flops()
         self.operate()
         return True
 
@@ -265,8 +270,8 @@ class ComplexityAware:
         self.undecided = undecided_share(theta)
         worth = (-self.state.s / self.prices.clamp(min=1e-12)).cpu().numpy()
         target = self._target if self._kind is not None else None
-        alive = settle(
-            self.plan, theta, worth, self.possible, target=target,
+        alive = self.latency.settle(self, theta, worth) if self.latency is not None else settle(
+            self.original, theta, worth, self.possible, target=target,
             measure=lambda a: self.measure(a, self._kind or "flops"), tolerance=self.settings.tolerance,
         )  # fmt: skip
         if (alive == smallest(self.plan)).all():

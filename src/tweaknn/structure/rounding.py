@@ -75,7 +75,37 @@ def _fill(
         value = measure(trial)
         if value < now:
             alive, now = trial, value
-    return alive
+    if abs(now / target - 1) <= 0.5 * tolerance:
+        return alive
+    return _from_above(plan, alive, score, possible, target, measure, tolerance)
+
+
+def _from_above(
+    plan: Plan, alive: np.ndarray, score: np.ndarray, possible: np.ndarray, target: float,
+    measure: Callable[[np.ndarray], float], tolerance: float,
+) -> np.ndarray:  # fmt: skip
+    """A coarse network: put the smallest unit back that overshoots, and take small ones out until it is nearest."""
+    units = np.flatnonzero(possible[: plan.n_units])
+    best, now = alive, measure(alive)
+    extra = [(measure(_flip(alive, i)), i) for i in units if not alive[i]]
+    over = [(value, i) for value, i in extra if value >= target]
+    if not over:
+        return best
+    trial = _flip(alive, min(over)[1])
+    for i in units[np.argsort(score[units])]:
+        if not trial[i]:
+            continue
+        fewer = keep_working(plan, _flip(trial, i), possible, score)
+        value = measure(fewer)
+        if value >= target * (1 - 0.5 * tolerance):
+            trial = fewer
+    return trial if abs(measure(trial) - target) < abs(now - target) else best
+
+
+def _flip(alive: np.ndarray, i: int) -> np.ndarray:
+    changed = alive.copy()
+    changed[i] = not changed[i]
+    return changed
 
 
 def smallest(plan: Plan) -> np.ndarray:

@@ -1,0 +1,216 @@
+"""``tweaknn train``."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+
+from tweaknn.cli import options as o
+from tweaknn.cli.console import bar, err, note, out, percent, table, warn
+from tweaknn.errors import InputError, NothingHelps
+
+
+def command(
+    model: o.Model,
+    train: Annotated[str, typer.Option(help=o.DATA_HELP)],
+    validation: Annotated[str, typer.Option(help="Data to watch; nothing is fitted to it.")],
+    out_dir: Annotated[Path, typer.Option("--out", help="Folder for the network, its structure, log and checkpoint.")],
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over --train.")] = 30,
+    flops: Annotated[float | None, typer.Option(help="Budget: fraction of the full network's FLOPs.")] = None,
+    params: Annotated[float | None, typer.Option(help="Budget: fraction of its parameters.")] = None,
+    latency: Annotated[float | None, typer.Option(help="Budget: fraction of its time here, one example.")] = None,
+    nu: Annotated[
+        float | None, typer.Option(help="Loss (nats) worth 100 % of the complexity, in place of a budget.")
+    ] = None,
+    alpha: Annotated[float, typer.Option(help="1 counts FLOPs only, 0 parameters only.")] = 0.5,
+    beta: Annotated[float | None, typer.Option(help="0 prunes units only, 0.5 both, 1 layers only.")] = None,
+    teacher: Annotated[str | None, typer.Option(help="Network (as --model) whose outputs are learned too.")] = None,
+    teacher_weights: Annotated[str | None, typer.Option(help="Its weights.")] = None,
+    mend: Annotated[str | None, typer.Option(help="CLASS or worst:K: mend these classes afterwards (Δnn).")] = None,
+    rate: Annotated[float, typer.Option(help="Highest learning rate.")] = 0.1,
+    decay: Annotated[float, typer.Option(help="Weight decay.")] = 5e-4,
+    augment: Annotated[bool, typer.Option(help="Random crops and flips of images.")] = True,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run in --out.")] = False,
+    weights: o.Weights = None,
+    preprocess: o.Preprocess = None,
+    mean: o.Mean = None,
+    std: o.Std = None,
+    size: o.Size = None,
+    seed: o.Seed = 0,
+    device: o.Device = "cpu",
+    batch_size: o.BatchSize = 128,
+    skip_unreadable: o.Skip = False,
+    quiet: o.Quiet = False,
+    json: o.Json = None,
+) -> None:
+    """Train a network; with a budget, units and layers it does not need disappear on the way."""
+    from tweaknn.structure.training import Recipe, Trainer
+
+    o.check_writable(json, "--json")
+    prune: dict[str, Any] = {
+        k: v for k, v in (("flops", flops), ("params", params), ("latency", latency)) if v is not None
+    }
+    if nu is not None:
+        if prune:
+            raise InputError("give either --nu or a budget, not both")
+        prune["nu"] = nu
+    if prune:
+        prune |= {"alpha": alpha} | ({} if beta is None else {"beta": beta})
+    recipe = Recipe(
+        epochs=epochs, batch_size=batch_size, rate=rate, decay=decay, augment=augment, seed=seed, prune=prune
+    )
+    _check_out(out_dir, resume)
+    opened, train_set, validation_set, classes = _open(
+        model, weights, train, validation, dict(preprocess=preprocess, mean=mean, std=std, size=size),
+        device=device, seed=seed, skip=skip_unreadable,
+    )  # fmt: skip
+    taught = None
+    if teacher is not None:
+        taught = o.open_model(teacher, teacher_weights, device=device).model
+        if o.count_logits(taught, train_set) != len(classes):
+            raise InputError(
+                f"--teacher {teacher} has another number of outputs than the data has classes ({len(classes)})"
+            )
+    key = {"model": model, "weights": weights, "teacher": teacher, "train": train_set.content_hash(),
+           "validation": validation_set.content_hash()}  # fmt: skip
+    trainer = Trainer(
+        opened.model, train_set, validation_set, recipe, out=out_dir, spec=model, classes=classes, teacher=taught,
+        preprocess=opened.preprocess, num_classes=len(classes), key=key,
+    )  # fmt: skip
+    if trainer.pruner is not None:
+        for name, why in list(trainer.pruner.ungated.items())[:8]:
+            note(f"not gated: {name} ({why})")
+    try:
+        result = _run(trainer, resume, quiet)
+    except KeyboardInterrupt:
+        err.print(f"Interrupted after epoch {trainer.epoch}; the same command with --resume goes on.", markup=False)
+        raise
+    figures = _figures(result, classes)
+    _show(result, classes)
+    nothing = None
+    if mend is not None:
+        nothing = _mend(mend, result, train_set, validation_set, classes, out_dir, seed, batch_size, figures)
+    (out_dir / "checkpoint.pt").unlink(missing_ok=True)
+    o.write_json(json, {**figures, "model": model, "train": train, "validation": validation, "out": str(out_dir)})
+    err.print(f"Network written to {out_dir} (use it as --model {out_dir})", markup=False)
+    if nothing is not None:
+        raise NothingHelps(nothing)
+
+
+def _check_out(folder: Path, resume: bool) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"--out {folder} is a file; give a folder")
+    if not folder.absolute().parent.is_dir():
+        raise InputError(f"--out {folder}: its parent folder does not exist")
+    if not resume and folder.is_dir() and (folder / "checkpoint.pt").is_file():
+        raise InputError(f"{folder} holds an interrupted run: add --resume to go on, or choose another --out")
+
+
+def _open(
+    model: str, weights: str | None, train: str, validation: str, words: dict[str, Any], *, device: str, seed: int,
+    skip: bool,
+) -> tuple[o.Opened, Any, Any, list[str]]:  # fmt: skip
+    """The network with as many outputs as the data have classes, and both sets with the same classes."""
+    from tweaknn.inputs import Preprocess, load_data, load_model, resolve_preprocess
+    from tweaknn.inputs.weights import load_into, read_weights
+    from tweaknn.structure import architecture
+
+    o.seed_everything(seed)
+    if Path(model).is_dir():
+        loaded = load_model(model, device=device)
+        module, said, names = loaded.module, loaded.preprocess, loaded.classes
+    else:
+        module, said, names = None, Preprocess(channels=None), None
+    sides = o.numbers(words["size"], "size")
+    transform, sentence = resolve_preprocess(
+        said, function=words["preprocess"], mean=o.numbers(words["mean"], "mean"), std=o.numbers(words["std"], "std"),
+        size=[int(s) for s in sides] if sides else None,
+    )  # fmt: skip
+    note(sentence)
+    train_set = load_data(train, preprocess=transform, classes=names, skip_unreadable=skip)
+    count = int(train_set.labels.max()) + 1
+    classes = names or train_set.classes or [str(k) for k in range(count)]
+    held = load_data(
+        validation, preprocess=transform, classes=classes if train_set.classes else None, skip_unreadable=skip
+    )
+    if int(held.labels.max()) >= len(classes):
+        raise InputError(f"--validation holds class {int(held.labels.max())}, which --train does not have")
+    if module is None:
+        module = architecture(model, len(classes))
+        if weights is not None:
+            load_into(module, read_weights(weights), weights)
+        module.to(torch.device(device))
+    empty = [c for c, n in zip(classes, np.bincount(train_set.labels, minlength=len(classes))) if not n]
+    if empty:
+        warn(f"--train has no examples of {', '.join(empty[:5])}")
+    return o.Opened(module, classes, transform), train_set, held, list(classes)
+
+
+def _run(trainer: Any, resume: bool, quiet: bool) -> Any:
+    if quiet:
+        return trainer.run(resume=resume)
+    with bar("Training", trainer.steps) as progress:
+        said = 0
+
+        def tell(step: int, steps: int, sentence: str) -> None:
+            nonlocal said
+            progress(step)
+            if trainer.log and trainer.log[-1]["epoch"] > said:
+                row = trainer.log[-1]
+                said = row["epoch"]
+                cost = f"  FLOPs {percent(row['flops'])} %" if "flops" in row else ""
+                err.print(
+                    f"epoch {said}: loss {row['loss']:.3f}, validation {percent(row['validation'])} %{cost}",
+                    style="dim",
+                )
+
+        return trainer.run(resume=resume, progress=tell)
+
+
+def _figures(result: Any, classes: list[str]) -> dict[str, Any]:
+    facts = {k: v for k, v in result.facts.items() if k not in ("before", "after", "layers")}
+    return {"accuracy": result.accuracy, "per_class": dict(zip(classes, result.per_class)), **facts}
+
+
+def _show(result: Any, classes: list[str]) -> None:
+    facts = result.facts
+    rows = [["validation accuracy %", percent(result.accuracy)]]
+    if "flops" in facts:
+        rows += [["FLOPs, % of the full network's", percent(facts["flops"])]]
+        rows += [["undecided when gates froze, %", percent(facts["undecided"])]]
+    rows += [["parameters, % of the full network's", percent(facts["params"])], ["seconds", f"{facts['seconds']:.0f}"]]
+    out.print(table(["", ""], rows))
+    out.print(table(["class", "validation %"], [[c, percent(a)] for c, a in zip(classes, result.per_class)]))
+
+
+def _mend(
+    wish: str, result: Any, train_set: Any, validation_set: Any, classes: list[str], folder: Path, seed: int,
+    batch_size: int, figures: dict[str, Any],
+) -> str | None:  # fmt: skip
+    """Synaptic join on the trained network; the Δnn goes beside it. A sentence if nothing helps."""
+    from tweaknn.cli.join import show
+    from tweaknn.join.run import SynapticJoin
+
+    targets, worst = None, None
+    if wish.startswith("worst:"):
+        if not wish[6:].isdigit() or int(wish[6:]) < 1:
+            raise InputError(f"--mend {wish}: K must be a whole number of at least 1")
+        worst = int(wish[6:])
+    else:
+        targets = [part for part in wish.split(",") if part]
+    joiner = SynapticJoin(seed=seed, batch_size=batch_size, bar=bar, base_saw="train")
+    joined = joiner.fit(result.model, train_set, validation_set, targets=targets, worst=worst, classes=classes)
+    show(joined)
+    figures["mend"] = joined.to_dict()
+    if joined.delta is None:
+        return joined.sentence
+    file = folder / "mend.dnn"
+    joined.delta.save(str(file))
+    shutil.copystat(folder / "structure.json", file)
+    err.print(f"Δnn written to {file}", markup=False)
+    return None
