@@ -45,6 +45,7 @@ def survey(model: nn.Module, x: Any) -> Survey:
     """
     n = batch_size(x)
     rows: list[tuple[Layer, str]] = []
+    values: list[Tensor] = []
     skipped: list[str] = []
     final: set[int] = set()
     blocks = {
@@ -64,12 +65,12 @@ def survey(model: nn.Module, x: Any) -> Survey:
             return
         path = name.split(":")[0]
         rows.append((Layer(name, tuple(value.shape[1:]), _axis(modules[path], value)), path))
+        values.append(value)
 
     with eval_mode(model), torch.inference_mode(), _recording(model, note):
         output = call(model, x)
-    _ = output
-    if rows:  # whatever finishes last produced the logits
-        final.add(len(rows) - 1)
+    handed_out = _tensors(output)  # logits are not hidden
+    final.update(i for i, value in enumerate(values) if any(value is tensor for tensor in handed_out))
     every = [layer for i, (layer, _) in enumerate(rows) if i not in final]
     picked = [
         layer
@@ -77,6 +78,13 @@ def survey(model: nn.Module, x: Any) -> Survey:
         if i not in final and (type(modules[path]).__name__ in ACTIVATION_MODULES or path in blocks)
     ]
     return Survey(every, picked or every, skipped)
+
+
+def _tensors(output: Any) -> list[Tensor]:
+    if isinstance(output, Tensor):
+        return [output]
+    parts = output.values() if hasattr(output, "values") else output if isinstance(output, (tuple, list)) else ()
+    return [tensor for part in parts for tensor in _tensors(part)]
 
 
 def _axis(module: nn.Module, value: Tensor) -> int:
