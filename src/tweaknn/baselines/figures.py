@@ -11,7 +11,10 @@ from tweaknn.baselines.outcome import Outcome
 from tweaknn.baselines.task import Task
 from tweaknn.join.operating import operate
 from tweaknn.join.promise import Promise
-from tweaknn.measure import error_e, mcnemar, measure, pareto_front, per_class_accuracy, worst_drop
+from tweaknn.measure import confusion_matrix, error_e, mcnemar, measure, pareto_front, per_class_accuracy, worst_drop
+
+ROW = 3
+"""Of :func:`row`'s form: rows of another are computed again from the stored logits."""
 
 
 def figures(base: np.ndarray, after: np.ndarray, labels: np.ndarray, targets: Sequence[int]) -> dict[str, Any]:
@@ -48,13 +51,14 @@ def under(task: Task, outcome: Outcome, kind: str) -> dict[str, Any]:
     point = operate(base, outcome.evaluation, labels, task.targets, Promise(kind))
     moved = outcome.test + point.bias.astype(np.float32)
     found = figures(task.logits["test"], moved, task.labels("test"), task.targets)
+    found["confusion"] = _confusion(moved, task.labels("test"))
     return {**found, "feasible": bool(point.feasible), "reason": point.reason}
 
 
 def curve(task: Task, outcome: Outcome, points: int = 41) -> list[dict[str, float]]:
     """Pareto curve of a method: a shared shift of the targets' logits, chosen on validation, measured on test.
 
-    Shifts are quantiles of the gaps on validation; those on validation's Pareto front of (target, overall) are kept.
+    Shifts are quantiles of the targets' gaps on validation; those on validation's Pareto front of (target, overall) are kept.
     """
     _, labels = task.judged()
     z, at = outcome.evaluation.astype(np.float64), list(task.targets)
@@ -63,7 +67,9 @@ def curve(task: Task, outcome: Outcome, points: int = 41) -> list[dict[str, floa
     if inside.all():
         return []
     gap = np.where(inside, -np.inf, z).max(1) - np.where(inside, z, -np.inf).max(1)
-    shifts = np.unique(np.concatenate([[0.0], np.quantile(gap, np.linspace(0, 1, points))]))
+    rows = np.isin(labels, at)
+    # Quantiles over the targets' own examples move target accuracy in even steps.
+    shifts = np.unique(np.concatenate([[0.0], np.quantile(gap[rows], np.linspace(0.02, 0.999, points))]))
     chosen = [_point(z, labels, at, s) for s in shifts]
     front = pareto_front([c[0] for c in chosen], [c[1] for c in chosen])
     test_labels = task.labels("test")
@@ -71,7 +77,15 @@ def curve(task: Task, outcome: Outcome, points: int = 41) -> list[dict[str, floa
     out = []
     for k in front:
         target, overall, per_class = _point(outcome.test, test_labels, at, shifts[k])
-        out.append({"shift": float(shifts[k]), "target": target, "overall": overall, "E": error_e(base, per_class)})
+        out.append(
+            {
+                "shift": float(shifts[k]),
+                "target": target,
+                "overall": overall,
+                "E": error_e(base, per_class),
+                "per_class": per_class.tolist(),
+            }
+        )
     return out
 
 
@@ -81,6 +95,10 @@ def _point(z: np.ndarray, labels: np.ndarray, targets: list[int], shift: float) 
     predicted = moved.argmax(1)
     per_class, _ = per_class_accuracy(predicted, labels, z.shape[1])
     return float(np.mean(per_class[targets])), float((predicted == labels).mean()), per_class
+
+
+def _confusion(z: np.ndarray, labels: np.ndarray) -> list[list[int]]:
+    return confusion_matrix(z.argmax(1), labels, z.shape[1]).tolist()
 
 
 def checkpoint_figures(task: Task, outcome: Outcome) -> dict[str, Any] | None:
@@ -98,7 +116,9 @@ def checkpoint_figures(task: Task, outcome: Outcome) -> dict[str, Any] | None:
 def row(task: Task, outcome: Outcome) -> dict[str, Any]:
     """Everything that is kept of one run of one method."""
     return {
+        "row": ROW,
         **figures(task.logits["test"], outcome.test, task.labels("test"), task.targets),
+        "confusion": _confusion(outcome.test, task.labels("test")),
         "under": {kind: under(task, outcome, kind) for kind in ("floors", "overall")},
         "curve": curve(task, outcome),
         "checkpoints": checkpoint_figures(task, outcome),

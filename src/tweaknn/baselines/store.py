@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from torch import nn
 
+from tweaknn.baselines.figures import ROW
 from tweaknn.baselines.outcome import Outcome
 from tweaknn.errors import InputError
 from tweaknn.inputs import Examples
@@ -55,7 +56,9 @@ class Store:
     def done(self, name: str, seed: int, targets: tuple[int, ...]) -> bool:
         """Whether the run is there, and ended well (failures are tried again)."""
         found = self.load(name, seed, targets)
-        return found is not None and (not found["applicable"] or not found["reason"])
+        if found is None:
+            return False
+        return not found["applicable"] or (not found["reason"] and found.get("row") == ROW)
 
     def load(self, name: str, seed: int, targets: tuple[int, ...]) -> dict[str, Any] | None:
         """A run's figures, or None; a damaged file counts as missing."""
