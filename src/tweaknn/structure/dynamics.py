@@ -82,21 +82,48 @@ def remember(state: State, delta: Tensor, estimator: str) -> None:
     state.v += slow * ((delta - state.s) ** 2 - state.v)
 
 
-def spread(state: State, prices: Tensor, active: Tensor) -> float:
-    """Root mean square of ``m/k`` over gates that may still move (nats for 100 % of the complexity)."""
+def shrunk(state: State, prices: Tensor, active: Tensor, family: Tensor | None, estimator: str) -> Tensor:
+    """``m/k`` of every gate, drawn towards its layer's mean by as much as it is noise (James and Stein's estimator).
+
+    Units of a layer are alike until something tells them apart: with spread ``var`` between them and ``noise`` of
+    the estimates, ``r = mean + max(0, 1 - noise/var) (r - mean)``. ``family`` numbers layers; branches have their own.
+    """
+    k = prices.clamp(min=1e-12)
+    r = state.m / k
+    if family is None:
+        return r
+    noise = state.v / k**2
+    if estimator != "trapezoid":  # the variance of a running mean of single steps
+        noise = noise * (1 - FAST) / (1 + FAST)
+    n = int(family.max()) + 1
+    on = active.to(r.dtype)
+    count = torch.zeros(n, dtype=r.dtype, device=r.device).index_add(0, family, on).clamp(min=1.0)
+
+    def average(values: Tensor) -> Tensor:
+        return torch.zeros_like(count).index_add(0, family, values * on) / count
+
+    mean = average(r)
+    around = (r - mean[family]).square()
+    keep = (1 - average(noise) / average(around).clamp(min=1e-30)).clamp(0.0, 1.0)
+    keep = torch.where(count > 1, keep, torch.ones_like(keep))
+    return mean[family] + keep[family] * (r - mean[family])
+
+
+def spread(r: Tensor, prices: Tensor, active: Tensor) -> float:
+    """Root mean square of ``r = m/k`` over gates that may still move (nats for 100 % of the complexity)."""
     moving = active & (prices > 0)
     if not bool(moving.any()):
         return 1.0
-    return float((state.m[moving] / prices[moving]).square().mean().sqrt()) or 1e-12
+    return float(r[moving].square().mean().sqrt()) or 1e-12
 
 
 def drive(
-    state: State, settings: Settings, prices: Tensor, now: Tensor, nu: float, ramp: float, progress: float,
+    state: State, settings: Settings, r: Tensor, prices: Tensor, now: Tensor, nu: float, ramp: float, progress: float,
     scale: float | None = None,
 ) -> Tensor:  # fmt: skip
-    """``d`` of section 4; ``prices`` is ``k`` (at Θ = 1), ``now`` the gradient of ``K_β`` at ``theta``.
+    """``d`` of section 4; ``prices`` is ``k`` (at Θ = 1), ``now`` the gradient of ``K_β`` at ``theta``, ``r`` is ``m/k``.
 
-        d = ((m/k + ramp ν c) / scale + ρ prog (1 - 2θ)) / caution,    c = now / k
+        d = ((r + ramp ν c) / scale + ρ prog (1 - 2θ)) / caution,    c = now / k
 
     With ``scale = ν`` (no budget) this is the text's step. Under a budget ``scale`` is the gates' own spread, so that
     the controller's ``ν`` can always overcome the concave term.
@@ -105,7 +132,7 @@ def drive(
     k = prices.clamp(min=1e-12)
     concave = settings.rho * progress * (1 - 2 * state.theta)
     caution = 1 + settings.kappa * torch.sqrt(state.v * (0.05 / 1.95)) / k / max(unit, 1e-12)
-    d = ((state.m + ramp * nu * now) / k / max(unit, 1e-12) + concave) / caution
+    d = ((r + ramp * nu * now / k) / max(unit, 1e-12) + concave) / caution
     return d.clamp(-CLIP, CLIP)
 
 
@@ -116,7 +143,7 @@ def phase(settings: Settings, step: int) -> tuple[float, float, bool]:
         return 0.0, 0.0, False
     along = (step - start) / max(end - start, 1.0)
     if settings.budget is not None:  # the controller paces the descent itself
-        return 1.0, min(1.0, along), True
+        return 1.0, min(1.0, max(0.0, (along - 0.5) / 0.5)), True
     return min(1.0, along / 0.3), min(1.0, along), True
 
 
@@ -128,8 +155,8 @@ def desired(settings: Settings, step: int, start: float, target: float) -> float
 
 
 def control(
-    state: State, settings: Settings, prices: Tensor, now: Tensor, metric: Tensor, change: float, progress: float,
-    active: Tensor, scale: float,
+    state: State, settings: Settings, r: Tensor, prices: Tensor, now: Tensor, metric: Tensor, change: float,
+    progress: float, active: Tensor, scale: float,
 ) -> float:  # fmt: skip
     """The ``log nu`` for which one step changes the budgeted fraction by ``change`` (to first order).
 
@@ -141,7 +168,7 @@ def control(
     low, high = middle - 7.0, middle + 7.0
     for _ in range(16):
         mid = 0.5 * (low + high)
-        d = drive(state, settings, prices, now, math.exp(mid), 1.0, progress, scale)
+        d = drive(state, settings, r, prices, now, math.exp(mid), 1.0, progress, scale)
         moved = (state.theta - d / speed).clamp(0.0, 1.0) - state.theta
         if float((metric * moved * active).sum()) > change:
             low = mid
@@ -153,19 +180,20 @@ def control(
 
 def advance(
     state: State, settings: Settings, cost: CostModel, prices: Tensor, active: Tensor, *, budget: str | None = None,
-    start: float = 1.0, target: float = 1.0, fraction: float = 1.0,
+    start: float = 1.0, target: float = 1.0, fraction: float = 1.0, family: Tensor | None = None,
 ) -> None:  # fmt: skip
     """One step on ``state.theta`` in place. ``active`` marks gates that may move (bool)."""
     ramp, progress, moving = phase(settings, state.step)
     if moving:
         now = cost.gradient(state.theta)
+        r = shrunk(state, prices, active, family if settings.shrink else None, settings.estimator)
         scale = None
         if budget is not None:
             metric = cost.params_gradient(state.theta) if budget == "params" else cost.flops_gradient(state.theta)
             change = desired(settings, state.step, start, target) - fraction
-            scale = spread(state, prices, active)
-            state.log_nu = control(state, settings, prices, now, metric, change, progress, active, scale)
-        d = drive(state, settings, prices, now, math.exp(state.log_nu), ramp, progress, scale)
+            scale = spread(r, prices, active)
+            state.log_nu = control(state, settings, r, prices, now, metric, change, progress, active, scale)
+        d = drive(state, settings, r, prices, now, math.exp(state.log_nu), ramp, progress, scale)
         speed = max(1.0, settings.speed * settings.steps)
         state.theta = torch.where(active, (state.theta - d / speed).clamp(0.0, 1.0), state.theta)
     state.still = torch.where(state.theta <= 0.01, state.still + 1, torch.zeros_like(state.still))

@@ -97,6 +97,9 @@ class ComplexityAware:
         self.generator = torch.Generator().manual_seed(s.seed)
         one = torch.ones(n, dtype=torch.float64, device=device)
         self.prices = self.cost.gradient(one)
+        _, families = np.unique(self.plan.families(), return_inverse=True)
+        alone = families.max(initial=-1) + 1 + np.arange(len(self.plan.blocks))
+        self.family = torch.from_numpy(np.concatenate([families, alone]).astype(np.int64)).to(device)
         self.active = self.prices > 1e-15  # beta of 0 or 1 leaves layers or units alone
         self.state.theta[~self.active] = 1.0
         self.history: list[dict[str, Any]] = []
@@ -181,7 +184,7 @@ class ComplexityAware:
         fraction = self._fraction(self.state.theta)
         dynamics.advance(
             self.state, self.settings, self.cost, self.prices, self.active, budget=self._kind, start=self._start,
-            target=self._target, fraction=fraction,
+            target=self._target, fraction=fraction, family=self.family,
         )  # fmt: skip
         self._note(fraction)
         smaller = self._prune()

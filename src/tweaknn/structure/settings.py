@@ -41,6 +41,7 @@ class Settings:
     patience: int = 10
     every: int = 20
     estimator: str = "trapezoid"
+    shrink: bool = True
     attraction: bool = False
     tolerance: float = 0.02
     seed: int = 0

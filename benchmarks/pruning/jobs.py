@@ -1,0 +1,71 @@
+"""One job of the benchmark: train by one method, measure once."""
+
+from __future__ import annotations
+
+import copy
+import time
+from typing import Any
+
+import torch
+
+from . import rivals
+from .data import Task
+from .methods import Loop, make_resnet, outcome
+from .nets import flops, parameters
+
+OURS: dict[str, Any] = {}
+"""Options of ours beyond the library's defaults (none)."""
+
+
+def ours(
+    task: Task, target: float, epochs: float, seed: int, stem: int, options: dict[str, Any]
+) -> tuple[Loop, dict[str, Any]]:  # fmt: skip
+    from tweaknn.structure import ComplexityAware
+
+    loop = Loop(task, make_resnet(task, 1.0, seed, stem), epochs, seed)
+    example = task.normal(task.train.images[:2])
+    begin = time.process_time()
+    pruner = ComplexityAware(
+        loop.model, example, loop.optimizer, steps=loop.steps, seed=seed, flops=target, **{**OURS, **options}
+    )
+    setup = time.process_time() - begin
+    loop.run(loop.steps, lambda step: pruner.step())
+    loop.model = pruner.compact()
+    loop.seconds += setup
+    n = pruner.original.n_units
+    facts = {
+        "undecided": pruner.undecided, "setup": setup, "frozen_at": pruner.history[-1]["step"] / loop.steps,
+        "blocks": int(pruner.possible[n:].sum()), "n_blocks": len(pruner.original.blocks),
+        "widths": {k: p.shape[0] for k, p in loop.model.named_parameters() if p.dim() == 4},
+    }  # fmt: skip
+    return loop, facts
+
+
+def run_job(task: Task, job: dict[str, Any]) -> dict[str, Any]:
+    """Result of one job: accuracy, FLOPs, parameters, seconds, and how fast the network answers."""
+    stem = 2
+    method, seed, epochs = job["method"], job["seed"], job["epochs"]
+    target = job.get("target", 1.0)
+    name = method.split(":")[0]
+    options = dict(job.get("options", {}))
+    if name == "full":
+        loop, facts = rivals.plain(task, epochs, seed, stem)
+    elif name in ("narrow", "narrow-time"):
+        loop, facts = rivals.narrow(task, target, epochs, seed, stem)
+    elif name.startswith("tp-") or name == "random":
+        loop, facts = rivals.torch_pruning(task, target, epochs, seed, stem, name.removeprefix("tp-"))
+    elif name.startswith("ours"):
+        options |= {"ours-units": {"beta": 0.0}, "ours-layers": {"beta": 1.0}}.get(name, {})
+        loop, facts = ours(task, target, epochs, seed, stem, options)
+    else:
+        raise ValueError(f"unknown method {method}")
+    full = make_resnet(task, 1.0, 0, stem)
+    example = task.normal(task.test.images[:2])
+    result = outcome(loop, task, flops(full, example), parameters(full)) | facts
+    full = full.to(memory_format=torch.channels_last)
+    for batch, rounds in ((1, 40), (128, 7)):
+        from tweaknn.structure.latency import ratio
+
+        x = task.normal(task.test.images[:batch])
+        result[f"latency_{batch}"] = ratio(copy.deepcopy(loop.model), full, x, rounds=rounds, batch=None)
+    return result
