@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,7 @@ from tweaknn.baselines.training import Training
 from tweaknn.baselines.worker import Failed, TimedOut, call
 from tweaknn.errors import InputError
 from tweaknn.inputs import Examples
+from tweaknn.join.run import Bar
 from tweaknn.join.splits import holdout
 from tweaknn.network.fingerprint import fingerprint
 
@@ -75,6 +77,7 @@ def compare(
     say: Say = lambda text: None,
     track: Callable[[int, str, dict[str, Any]], None] | None = None,
     source: dict[str, Any] | None = None,
+    bar: Bar = lambda what, total: nullcontext(lambda done: None),
 ) -> dict[str, Any]:
     """Run ``plan`` and return the result (also ``out/result.json`` and ``out/result.parquet``).
 
@@ -83,11 +86,12 @@ def compare(
     the same network, data and settings. A method that does not apply, fails, or runs out of time is a row with its
     reason.
     ``track(seed, method, figures)`` is called after each run (live views). ``source``: words for the report (specs).
+    ``bar(what, total)``: a progress bar for the passes over the data.
 
     Raises :class:`~tweaknn.errors.InputError` for unknown targets, and when ``out`` cannot be written.
     """
     store = Store(out, VERSION)
-    tables = Tables(model, store, plan, say)
+    tables = Tables(model, store, plan, bar)
     base = {"train": tables.logits(train), "test": tables.logits(test)}
     if validation is not None:
         base["validation"] = tables.logits(validation)
@@ -213,8 +217,8 @@ def _said(found: dict[str, Any]) -> str:
 class Tables:
     """Base logits and pooled neurons of whole data sets, read once and kept beside the results."""
 
-    def __init__(self, model: nn.Module, store: Store, plan: Plan, say: Say) -> None:
-        self.model, self.store, self.plan, self.say = model, store, plan, say
+    def __init__(self, model: nn.Module, store: Store, plan: Plan, bar: Bar) -> None:
+        self.model, self.store, self.plan, self.bar = model, store, plan, bar
         self.print = fingerprint(model)
         self.kept: dict[str, Any] = {}
 
@@ -231,8 +235,8 @@ class Tables:
         if key not in self.kept:
             stored = self.store.table(key, self.model, examples, self.plan.layers)
             if stored is None:
-                self.say(f"reading the neurons of {len(examples)} examples of {examples.name}")
-                stored = pooled(self.model, examples, self.plan.batch_size, self.plan.layers)
+                with self.bar(f"Reading {examples.name}", len(examples)) as progress:
+                    stored = pooled(self.model, examples, self.plan.batch_size, self.plan.layers, progress)
                 self.store.save_table(key, stored)
             self.kept[key] = stored
         return self.kept[key]

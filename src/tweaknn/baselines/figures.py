@@ -58,7 +58,8 @@ def under(task: Task, outcome: Outcome, kind: str) -> dict[str, Any]:
 def curve(task: Task, outcome: Outcome, points: int = 41) -> list[dict[str, float]]:
     """Pareto curve of a method: a shared shift of the targets' logits, chosen on validation, measured on test.
 
-    Shifts are quantiles of the targets' gaps on validation; those on validation's Pareto front of (target, overall) are kept.
+    Shifts are quantiles of the targets' gaps on validation; those on validation's Pareto front of (target,
+    overall) are kept.
     """
     _, labels = task.judged()
     z, at = outcome.evaluation.astype(np.float64), list(task.targets)

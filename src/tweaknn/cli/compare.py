@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from tweaknn.cli import options as o
-from tweaknn.cli.console import err, note, out, percent, points, table
+from tweaknn.cli.console import bar, err, note, out, percent, points, table
 from tweaknn.errors import InputError
 
 
@@ -72,6 +72,7 @@ def command(
     o.check_writable(json, "--json")
     if out_dir.exists() and not out_dir.is_dir():
         raise InputError(f"--out {out_dir}: this is a file; give a folder.")
+    defaults = Training()
     training = Training(
         epochs=epochs,
         iterations=iterations,
@@ -81,7 +82,7 @@ def command(
         schedule=own(schedule),
         augment=own(augment),
         scratch_epochs=scratch_epochs,
-        **({"penalties": tuple(sorted(penalty))} if penalty else {}),
+        penalties=tuple(sorted(penalty)) if penalty else defaults.penalties,
     )
     plan = Plan(
         targets=tuple(target),
@@ -118,6 +119,7 @@ def command(
             say=lambda text: err.print(f"· {text}", style="dim", markup=False),
             track=watch,
             source=source,
+            bar=bar,
         )
     show(result)
     note(f"results in {out_dir}: result.json, result.parquet; a page of them: tweaknn report {out_dir} --out page.html")
@@ -125,44 +127,35 @@ def command(
 
 
 def show(result: dict[str, Any]) -> None:
-    """The table, in points of a per cent; spread over seeds behind a ±."""
+    """The table in per cent and points; the standard deviation over seeds behind a ±."""
     base = result["base"]
-    rows = [["base", percent(base["target"]), percent(base["overall"]), percent(base["balanced"]), *["–"] * 7]]
+    rows = [["base", percent(base["target"]), percent(base["overall"]), *["–"] * 6]]
     for m in result["methods"]:
         if m["target"] is None:
-            rows.append([m["name"], *["–"] * 10])
+            rows.append([m["name"], *["–"] * 8])
             continue
         floors = m["under"]["floors"]
+        kept = floors["feasible"]
         rows.append(
             [
                 m["name"],
                 spread(m, "target"),
                 spread(m, "overall"),
-                percent(m["balanced"]),
                 f"{100 * m['E']:.1f}",
                 points(m["worst_drop"]),
-                points(m["auroc_gain"]),
-                points(floors["target_gain"]) if floors["feasible"] else "broken",
-                f"{100 * floors['E']:.1f}",
+                points(floors["target_gain"]) if kept else "broken",
+                f"{100 * floors['E']:.1f}" if kept else "–",
                 f"{m['seconds']:.0f}",
                 f"{m['parameters']:,}",
             ]
         )
-    head = [
-        "method",
-        "target %",
-        "overall %",
-        "balanced %",
-        "E",
-        "worst",
-        "AUROC",
-        "floors: target",
-        "E",
-        "s",
-        "params",
-    ]
-    who = ", ".join(result["targets"])
-    out.print(table(head, rows, title=f"{who}: {result['n']} test examples, seeds {len(result['settings']['seeds'])}"))
+    head = ["method", "target %", "overall %", "E", "worst", "floors", "E", "s", "numbers"]
+    who, several = ", ".join(result["targets"]), len(result["settings"]["seeds"])
+    made = table(head, rows, title=f"{who}: {result['n']} test examples, {several} seed{'s' if several > 1 else ''}")
+    for column in made.columns:
+        column.no_wrap = True
+    out.print(made)
+    out.print("floors: points the targets win when no class may fall below its base on validation", style="dim")
     for m in result["methods"]:
         if m["reason"]:
             out.print(f"{m['name']}: {m['reason']}", markup=False)

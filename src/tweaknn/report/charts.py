@@ -91,7 +91,7 @@ def histogram(
     if mark is not None and np.isfinite(mark):
         body.append(f'<line x1="{x(mark):.1f}" x2="{x(mark):.1f}" y1="{top - 8}" y2="{base}" class="mark"/>')
         body.append(_text(x(mark) + 5, top, f"threshold {mark:.3g}", "start"))
-    at = left
+    at = float(left)
     for name, values, kind in series:
         beyond = int((np.asarray(values, dtype=float) > high).sum())
         words = f"{name} ({len(values)}{f', {beyond} beyond' if beyond else ''})"

@@ -30,7 +30,7 @@ def compare_page(result: dict[str, Any]) -> dict[str, Any]:
     base = result["base"]
     before = listed(base["per_class"], classes)
     counts = [base["counts"][name] for name in classes]
-    first = {}
+    first: dict[str, Any] = {}
     for run in result["runs"]:
         if run["applicable"] and not run["reason"]:
             first.setdefault(run["name"], run)
