@@ -356,3 +356,18 @@ def test_every_kind_trains_and_shrinks(name: str) -> None:
     assert pruner.fractions[0] == pytest.approx(0.6, rel=0.12)  # a head or a unit of these is several per cent
     assert sum(p.numel() for p in small.parameters()) < before
     assert np.isfinite(run(small, (x,))[0].numpy()).all()
+
+
+def test_domain_of_attraction_prunes_less_or_later_but_ends_the_same_size() -> None:
+    sizes = []
+    for attraction in (False, True):
+        model, optimizer, pruner = start(steps=100, flops=0.4, attraction=attraction)
+        open_gates = []
+        for step in range(0, 60, 10):
+            loop(model, pruner, optimizer, 10, start=step)
+            open_gates.append(int(pruner.possible.sum()))
+        pruner.compact()
+        sizes.append((sum(open_gates), pruner.fractions[0]))
+    assert sizes[1][0] >= sizes[0][0]
+    assert sizes[0][1] == pytest.approx(0.4, rel=0.05)
+    assert sizes[1][1] == pytest.approx(0.4, rel=0.05)

@@ -65,6 +65,7 @@ def command(
         epochs=epochs, batch_size=batch_size, rate=rate, decay=decay, augment=augment, seed=seed, prune=prune
     )
     _check_out(out_dir, resume)
+    wish = _wish(mend) if mend is not None else None
     opened, train_set, validation_set, classes = _open(
         model, weights, train, validation, dict(preprocess=preprocess, mean=mean, std=std, size=size),
         device=device, seed=seed, skip=skip_unreadable,
@@ -93,8 +94,8 @@ def command(
     figures = _figures(result, classes)
     _show(result, classes)
     nothing = None
-    if mend is not None:
-        nothing = _mend(mend, result, train_set, validation_set, classes, out_dir, seed, batch_size, figures)
+    if wish is not None:
+        nothing = _mend(wish, result, train_set, validation_set, classes, out_dir, seed, batch_size, figures)
     (out_dir / "checkpoint.pt").unlink(missing_ok=True)
     o.write_json(json, {**figures, "model": model, "train": train, "validation": validation, "out": str(out_dir)})
     err.print(f"Network written to {out_dir} (use it as --model {out_dir})", markup=False)
@@ -188,21 +189,24 @@ def _show(result: Any, classes: list[str]) -> None:
     out.print(table(["class", "validation %"], [[c, percent(a)] for c, a in zip(classes, result.per_class)]))
 
 
+def _wish(text: str) -> tuple[list[str] | None, int | None]:
+    """``worst:K`` or class names, as (targets, worst)."""
+    if not text.startswith("worst:"):
+        return [part for part in text.split(",") if part], None
+    if not text[6:].isdigit() or int(text[6:]) < 1:
+        raise InputError(f"--mend {text}: K must be a whole number of at least 1")
+    return None, int(text[6:])
+
+
 def _mend(
-    wish: str, result: Any, train_set: Any, validation_set: Any, classes: list[str], folder: Path, seed: int,
+    wish: tuple[list[str] | None, int | None], result: Any, train_set: Any, validation_set: Any, classes: list[str], folder: Path, seed: int,
     batch_size: int, figures: dict[str, Any],
 ) -> str | None:  # fmt: skip
     """Synaptic join on the trained network; the Δnn goes beside it. A sentence if nothing helps."""
     from tweaknn.cli.join import show
     from tweaknn.join.run import SynapticJoin
 
-    targets, worst = None, None
-    if wish.startswith("worst:"):
-        if not wish[6:].isdigit() or int(wish[6:]) < 1:
-            raise InputError(f"--mend {wish}: K must be a whole number of at least 1")
-        worst = int(wish[6:])
-    else:
-        targets = [part for part in wish.split(",") if part]
+    targets, worst = wish
     joiner = SynapticJoin(seed=seed, batch_size=batch_size, bar=bar, base_saw="train")
     joined = joiner.fit(result.model, train_set, validation_set, targets=targets, worst=worst, classes=classes)
     show(joined)

@@ -1,6 +1,7 @@
 """Complexity-aware training: gates, expected complexity, surgery."""
 
 from .analyse import analyse
+from .callback import pruning_callback
 from .cost import CostModel
 from .plan import Plan
 from .pruner import ComplexityAware
@@ -17,5 +18,6 @@ __all__ = [
     "architecture",
     "load_directory",
     "origin_of",
+    "pruning_callback",
     "save_directory",
 ]

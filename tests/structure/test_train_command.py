@@ -1,0 +1,134 @@
+"""``tweaknn train`` and ``tweaknn structure``, end to end, on small images."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tweaknn.cli.app import run
+from tweaknn.errors import ModelError
+from tweaknn.structure import load_directory
+from tweaknn.structure.training import Recipe, Trainer
+
+NET = """
+import torch.nn as nn
+from tests.structure.nets import TinyResNet
+def make(num_classes=4): return TinyResNet(8, num_classes)
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("train")
+    (root / "net.py").write_text(NET)
+    for name, n, seed in (("train", 160, 0), ("validation", 60, 1)):
+        rng = np.random.default_rng(seed)
+        y = np.arange(n) % 4
+        x = rng.integers(40, 160, (n, 8, 8, 3)).astype(np.float64)
+        x[:, :4, :, 0] += np.where(y % 2, 90, 0)[:, None, None]
+        x[:, 4:, :, 1] += np.where(y // 2, 90, 0)[:, None, None]
+        np.savez(root / f"{name}.npz", x=np.clip(x, 0, 255).astype(np.uint8), y=y)
+    return root
+
+
+def arguments(root: Path, out: str, *more: str) -> list[str]:
+    return ["train", "--model", f"{root}/net.py:make", "--train", f"{root}/train.npz", "--validation",
+            f"{root}/validation.npz", "--out", f"{root}/{out}", "--batch-size", "32", "--quiet", *more]  # fmt: skip
+
+
+def test_train_structure_evaluate(folder: Path, capsys) -> None:
+    assert run(arguments(folder, "a", "--epochs", "8", "--flops", "0.5", "--json", f"{folder}/a.json")) == 0
+    figures = json.loads((folder / "a.json").read_text())
+    assert figures["flops"] == pytest.approx(0.5, rel=0.05)
+    assert figures["accuracy"] > 0.6
+    assert set(figures["per_class"]) == {"0", "1", "2", "3"}
+    assert not (folder / "a" / "checkpoint.pt").exists()
+    capsys.readouterr()
+    assert run(["structure", f"{folder}/a", "--picture", f"{folder}/a.png", "--json", f"{folder}/s.json"]) == 0
+    shown = capsys.readouterr().out
+    assert "conv1" in shown
+    assert (folder / "a.png").stat().st_size > 5000
+    assert run(["evaluate", "--model", f"{folder}/a", "--data", f"{folder}/validation.npz", "--json", f"{folder}/e.json"]) == 0
+    assert json.loads((folder / "e.json").read_text())["base"]["overall"] == pytest.approx(figures["accuracy"])
+
+
+def test_without_a_budget_it_trains_plainly(folder: Path) -> None:
+    assert run(arguments(folder, "plain", "--epochs", "2", "--json", f"{folder}/p.json")) == 0
+    figures = json.loads((folder / "p.json").read_text())
+    assert "flops" not in figures
+    assert figures["params"] == 1.0
+    assert isinstance(load_directory(folder / "plain"), torch.nn.Module)
+    assert run(["structure", f"{folder}/plain"]) == 0
+
+
+def test_teacher_and_mend(folder: Path) -> None:
+    assert run(arguments(folder, "teacher", "--epochs", "4")) == 0
+    code = run(arguments(folder, "taught", "--epochs", "4", "--flops", "0.4", "--teacher", f"{folder}/teacher",
+                         "--mend", "worst:1", "--json", f"{folder}/t.json"))  # fmt: skip
+    assert code in (0, 3)
+    figures = json.loads((folder / "t.json").read_text())
+    assert "mend" in figures
+    assert (folder / "taught" / "mend.dnn").is_file() == (code == 0)
+
+
+def test_interrupted_run_resumes_to_the_same_network(folder: Path, monkeypatch, capsys) -> None:
+    options = ("--epochs", "6", "--params", "0.5")
+    assert run(arguments(folder, "whole", *options)) == 0
+    real = Trainer.save
+    counts = []
+
+    def stop_after_two(self) -> None:
+        real(self)
+        counts.append(1)
+        if len(counts) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Trainer, "save", stop_after_two)
+    assert run(arguments(folder, "broken", *options)) == 130
+    monkeypatch.setattr(Trainer, "save", real)
+    assert run(arguments(folder, "broken", *options)) == 2  # not overwritten by accident
+    assert run(arguments(folder, "broken", "--epochs", "6", "--params", "0.6", "--resume")) == 2
+    assert run(arguments(folder, "broken", *options, "--resume")) == 0
+    a, b = (load_directory(folder / name).state_dict() for name in ("whole", "broken"))
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_nan_loss_stops_with_the_step_and_keeps_the_last_epoch(folder: Path) -> None:
+    from tests.structure.nets import TinyResNet
+    from tweaknn.inputs import load_data
+
+    train, held = (load_data(f"{folder}/{n}.npz") for n in ("train", "validation"))
+    trainer = Trainer(TinyResNet(), train, held, Recipe(epochs=4, batch_size=32, prune={"flops": 0.5}),
+                      out=folder / "nan", spec=f"{folder}/net.py:make")  # fmt: skip
+    real = trainer._loss
+    seen = []
+
+    def poisoned(x, y):
+        seen.append(1)
+        return real(x, y) * (float("nan") if len(seen) == 8 else 1.0)
+
+    trainer._loss = poisoned
+    with pytest.raises(ModelError, match=r"became nan at step 8 of 20; the checkpoint of epoch 1 is kept"):
+        trainer.run()
+    assert (folder / "nan" / "checkpoint.pt").is_file()
+
+
+@pytest.mark.parametrize(("more", "sentence"), [
+    (("--flops", "0.0001"), "smallest working network"),
+    (("--flops", "2"), "(0, 1]"),
+    (("--flops", "0.5", "--nu", "1"), "not both"),
+    (("--flops", "0.5", "--params", "0.5"), "one budget"),
+    (("--resume",), "no interrupted run"),
+    (("--mend", "worst:x"), "whole number"),
+    (("--rate", "-1"), "rate"),
+])  # fmt: skip
+def test_bad_input_is_one_sentence(folder: Path, capsys, more, sentence) -> None:
+    assert run(arguments(folder, "bad", "--epochs", "1", *more)) == 2
+    said = capsys.readouterr().err
+    assert sentence in " ".join(said.split())
+    assert "Traceback" not in said
