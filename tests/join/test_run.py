@@ -182,9 +182,7 @@ def test_nan_names_the_example(data, where):
 )
 def test_bad_arguments(data, model, settings, arguments, message):
     with pytest.raises((InputError, ModelError), match=message):
-        SynapticJoin(**settings).fit(
-            model, loader(data.train), loader(data.validation), classes=CLASSES, **arguments
-        )
+        SynapticJoin(**settings).fit(model, loader(data.train), loader(data.validation), classes=CLASSES, **arguments)
 
 
 def test_target_without_examples(data, model):

@@ -67,7 +67,9 @@ def test_finds_what_brute_force_finds(problem):
 def test_a_tie_goes_to_the_lowest_index():
     # class 1 meets class 0 exactly at scale 1 and wins only beyond it
     logits = np.array([[1.0, 0.0], [1.0, 0.0]])
-    step = best_scale(logits, np.array([1.0, 1.0]), 1, np.array([1, 1]), Limits(np.zeros(2, int), 0, np.array([0, 0.5])))
+    step = best_scale(
+        logits, np.array([1.0, 1.0]), 1, np.array([1, 1]), Limits(np.zeros(2, int), 0, np.array([0, 0.5]))
+    )
     assert step is not None
     assert step.scale > 1.0
     assert step.value == 1.0

@@ -24,6 +24,7 @@ from tweaknn.errors import InputError
 
 _DOUBLE = 2_000_000  # tables up to this many entries are worked on in float64 throughout
 _BLOCK = 4096  # rows a float32 matrix product sees at once; sums across blocks are float64
+_DECREMENT = 1e-10  # nats: a Newton step that promises less is not worth taking
 _EASY = 0.003  # share of the curvature that Hessian products may leave out (rows the model is sure of): cheaper steps
 
 
@@ -156,7 +157,7 @@ class LogisticProblem:
         loss, grad, p = self._evaluate(theta, l2)
         grad = grad * free
         precondition = self._preconditioner(p, l2)
-        steps = 0
+        steps, settled = 0, False
         start = float(grad.abs().max()) if grad.numel() else 0.0
         size = start
         while size > tolerance and steps < max_iterations:
@@ -164,6 +165,9 @@ class LogisticProblem:
             slope = float((grad * step).sum())
             if not slope < 0:
                 step, slope = -precondition(grad), -float((grad * precondition(grad)).sum())
+            if -slope < _DECREMENT:  # what is left to gain; a separable class would let its bias grow for ever
+                settled = True
+                break
             length, moved = 1.0, False
             for _ in range(30):
                 trial = theta + length * step
@@ -181,7 +185,7 @@ class LogisticProblem:
         if self.store != torch.float64:
             size = float((self._evaluate(theta, l2, exact=True)[1] * free).abs().max())
         weight, bias = self._fold(theta)
-        return LinearFit(weight, bias, float(l2), float(loss), size, steps, size <= 2 * tolerance)
+        return LinearFit(weight, bias, float(l2), float(loss), size, steps, settled or size <= 2 * tolerance)
 
     # -- pieces -----------------------------------------------------------------------------------
 
@@ -304,11 +308,11 @@ def _conjugate_gradients(product, target, precondition, relative: float, most: i
     direction = z
     rz = first = float((r * z).sum())
     for _ in range(most):
-        if rz <= relative**2 * first or rz <= 0:
+        if not rz > relative**2 * first or not np.isfinite(rz):
             break
         h = product(direction)
         bend = float((direction * h).sum())
-        if bend <= 0:
+        if not bend > 1e-12 * rz:  # as good as flat (or NaN): what lies this way is worth nothing
             break
         d = d + (rz / bend) * direction
         r = r - (rz / bend) * h

@@ -132,7 +132,15 @@ def fitted(
     Returns:
         The delta before any operating point, its validation logits ``(n, c)``, the L2.
     """
-    fits = fit_path(setting.train.features[:, columns], setting.train.logits, setting.train.labels, grid)
+    # a class without training examples gets nothing: its best bias would be minus infinity
+    present = np.bincount(setting.train.labels, minlength=setting.train.logits.shape[1]) > 0
+    fits = fit_path(
+        setting.train.features[:, columns],
+        setting.train.logits,
+        setting.train.labels,
+        grid,
+        mask=None if present.all() else present,
+    )
     features = setting.validation.features[:, columns]
     scored: list[tuple[float, int, LinearFit, np.ndarray]] = []
     for position, fit in enumerate(fits):
