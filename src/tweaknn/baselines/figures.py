@@ -11,7 +11,16 @@ from tweaknn.baselines.outcome import Outcome
 from tweaknn.baselines.task import Task
 from tweaknn.join.operating import operate
 from tweaknn.join.promise import Promise
-from tweaknn.measure import confusion_matrix, error_e, mcnemar, measure, pareto_front, per_class_accuracy, worst_drop
+from tweaknn.measure import (
+    confusion_matrix,
+    error_e,
+    mcnemar,
+    measure,
+    per_class_accuracy,
+    shift_front,
+    shifted_accuracy,
+    worst_drop,
+)
 
 ROW = 3
 """Of :func:`row`'s form: rows of another are computed again from the stored logits."""
@@ -55,32 +64,17 @@ def under(task: Task, outcome: Outcome, kind: str) -> dict[str, Any]:
     return {**found, "feasible": bool(point.feasible), "reason": point.reason}
 
 
-def curve(task: Task, outcome: Outcome, points: int = 41) -> list[dict[str, float]]:
-    """Pareto curve of a method: a shared shift of the targets' logits, chosen on validation, measured on test.
-
-    Shifts are quantiles of the targets' gaps on validation; those on validation's Pareto front of (target,
-    overall) are kept.
-    """
+def curve(task: Task, outcome: Outcome) -> list[dict[str, Any]]:
+    """Pareto curve of a method: a shared shift of the targets' logits, chosen on validation, measured on test."""
     _, labels = task.judged()
-    z, at = outcome.evaluation.astype(np.float64), list(task.targets)
-    inside = np.zeros(z.shape[1], dtype=bool)
-    inside[at] = True
-    if inside.all():
-        return []
-    gap = np.where(inside, -np.inf, z).max(1) - np.where(inside, z, -np.inf).max(1)
-    rows = np.isin(labels, at)
-    # Quantiles over the targets' own examples move target accuracy in even steps.
-    shifts = np.unique(np.concatenate([[0.0], np.quantile(gap[rows], np.linspace(0.02, 0.999, points))]))
-    chosen = [_point(z, labels, at, s) for s in shifts]
-    front = pareto_front([c[0] for c in chosen], [c[1] for c in chosen])
-    test_labels = task.labels("test")
-    base, _ = per_class_accuracy(task.logits["test"].argmax(1), test_labels, z.shape[1])
+    test_labels, c = task.labels("test"), task.n_classes
+    base, _ = per_class_accuracy(task.logits["test"].argmax(1), test_labels, c)
     out = []
-    for k in front:
-        target, overall, per_class = _point(outcome.test, test_labels, at, shifts[k])
+    for shift in shift_front(outcome.evaluation, labels, task.targets):
+        target, overall, per_class = shifted_accuracy(outcome.test, test_labels, task.targets, shift)
         out.append(
             {
-                "shift": float(shifts[k]),
+                "shift": float(shift),
                 "target": target,
                 "overall": overall,
                 "E": error_e(base, per_class),
@@ -88,14 +82,6 @@ def curve(task: Task, outcome: Outcome, points: int = 41) -> list[dict[str, floa
             }
         )
     return out
-
-
-def _point(z: np.ndarray, labels: np.ndarray, targets: list[int], shift: float) -> tuple[float, float, np.ndarray]:
-    moved = z.copy()
-    moved[:, targets] += shift
-    predicted = moved.argmax(1)
-    per_class, _ = per_class_accuracy(predicted, labels, z.shape[1])
-    return float(np.mean(per_class[targets])), float((predicted == labels).mean()), per_class
 
 
 def _confusion(z: np.ndarray, labels: np.ndarray) -> list[list[int]]:

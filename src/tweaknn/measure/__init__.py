@@ -13,7 +13,7 @@ from tweaknn.measure.accuracy import (
 )
 from tweaknn.measure.checks import check_labels, check_logits
 from tweaknn.measure.harm import error_e, worst_drop
-from tweaknn.measure.pareto import pareto_front
+from tweaknn.measure.pareto import pareto_front, shift_front, shifted_accuracy, target_gaps
 from tweaknn.measure.ranking import auroc_binary, auroc_by_class, class_scores, sensitivity_at_specificity
 from tweaknn.measure.uncertainty import mcnemar, paired_difference, wilson
 
@@ -35,7 +35,10 @@ __all__ = [
     "pareto_front",
     "per_class_accuracy",
     "sensitivity_at_specificity",
+    "shift_front",
+    "shifted_accuracy",
     "strongest_confusions",
+    "target_gaps",
     "wilson",
     "worst_drop",
 ]

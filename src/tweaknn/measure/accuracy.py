@@ -34,9 +34,7 @@ class Measures:
     def to_dict(self, classes: Sequence[str] | None = None) -> dict[str, Any]:
         """JSON-ready figures; per-class ones by class name (by position when there are no names), NaN as
         null."""
-        names = (
-            [str(j) for j in range(len(self.counts))] if classes is None else [str(name) for name in classes]
-        )
+        names = [str(j) for j in range(len(self.counts))] if classes is None else [str(name) for name in classes]
         return {
             "n": self.n,
             "overall": self.overall,
@@ -86,9 +84,7 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
     return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
 
 
-def per_class_accuracy(
-    predictions: ArrayLike, labels: ArrayLike, classes: int
-) -> tuple[np.ndarray, np.ndarray]:
+def per_class_accuracy(predictions: ArrayLike, labels: ArrayLike, classes: int) -> tuple[np.ndarray, np.ndarray]:
     """Accuracy ``(c,)`` of each class (NaN without examples) and its number of examples ``(c,)``."""
     predicted, y = np.asarray(predictions), np.asarray(labels)
     counts = np.bincount(y, minlength=classes)
@@ -125,9 +121,7 @@ def confusion_matrix(predictions: ArrayLike, labels: ArrayLike, classes: int) ->
     return np.bincount(flat, minlength=classes * classes).reshape(classes, classes)
 
 
-def strongest_confusions(
-    predictions: ArrayLike, labels: ArrayLike, top: int = 10
-) -> list[tuple[int, int, int]]:
+def strongest_confusions(predictions: ArrayLike, labels: ArrayLike, top: int = 10) -> list[tuple[int, int, int]]:
     """The ``top`` most frequent mistakes as ``(true class, predicted class, count)``, most frequent first."""
     predicted, y = np.asarray(predictions, dtype=np.int64), np.asarray(labels, dtype=np.int64)
     if len(y) == 0:

@@ -16,8 +16,7 @@ def check_logits(logits: ArrayLike) -> np.ndarray:
     array = np.asarray(logits)
     if array.ndim != 2 or array.shape[0] == 0 or array.shape[1] < 2:
         raise InputError(
-            f"logits must have shape (examples, classes) with at least one example and two classes, "
-            f"not {array.shape}."
+            f"logits must have shape (examples, classes) with at least one example and two classes, not {array.shape}."
         )
     array = array.astype(np.float64)
     finite = np.isfinite(array).all(axis=1)

@@ -11,9 +11,7 @@ from tweaknn.errors import InputError
 def _pair(before: ArrayLike, after: ArrayLike) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     o, t = np.asarray(before, dtype=np.float64), np.asarray(after, dtype=np.float64)
     if o.ndim != 1 or o.shape != t.shape:
-        raise InputError(
-            f"accuracies before and after must be lists of equal length, not {o.shape} and {t.shape}."
-        )
+        raise InputError(f"accuracies before and after must be lists of equal length, not {o.shape} and {t.shape}.")
     both = np.isfinite(o) & np.isfinite(t)
     if not both.any():
         raise InputError("no class has an accuracy both before and after.")

@@ -46,9 +46,7 @@ def mcnemar(correct_a: ArrayLike, correct_b: ArrayLike) -> float:
     return float(binomtest(only_a, only_a + only_b, 0.5).pvalue)
 
 
-def paired_difference(
-    correct_a: ArrayLike, correct_b: ArrayLike, level: float = 0.95
-) -> tuple[float, float, float]:
+def paired_difference(correct_a: ArrayLike, correct_b: ArrayLike, level: float = 0.95) -> tuple[float, float, float]:
     """Accuracy of b less accuracy of a on the same examples, with its interval ``(difference, low, high)``.
 
     The interval is Agresti and Min's (2005) adjusted Wald: half an example is added to each discordant

@@ -1,0 +1,254 @@
+"""What a page shows beyond a result's figures, once the network and images are at hand."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch import nn
+
+from tweaknn.delta import Delta
+from tweaknn.delta.heads import Linear
+from tweaknn.inputs import Examples
+from tweaknn.join.dissertation import read_positions
+from tweaknn.join.table import read_pooled
+from tweaknn.measure import confusion_matrix, error_e, per_class_accuracy, shift_front, shifted_accuracy
+from tweaknn.network.outputs import collect_logits
+from tweaknn.network.reader import Reader
+from tweaknn.report.charts import bars, histogram, loglog
+from tweaknn.theta.observe import Observation, Ranked, observe
+
+SHOWN_NEURONS, SHOWN_IMAGES, SIDE = 6, 8, 72
+
+
+def study(
+    model: nn.Module,
+    examples: Examples,
+    targets: Sequence[int],
+    *,
+    delta: Delta | None = None,
+    layers: str = "all",
+    batch_size: int = 128,
+) -> dict[str, Any]:
+    """Confusion before and after, the front of the tweaked network, and the neurons: where, how strong, what they
+    see.
+
+    Algorithm 1 runs on ``examples`` for the first of ``targets``; with a ``delta`` the neurons are those it reads.
+    Keys as
+    :func:`tweaknn.report.of_join.join_page` takes them under ``extra``.
+    """
+    reader = Reader(model, examples.batch([0])[0], layers)
+    base, labels = collect_logits(model, examples.loader(batch_size))
+    c = base.shape[1]
+    found: dict[str, Any] = {"base_confusion": confusion_matrix(base.argmax(1), labels, c).tolist()}
+    if delta is not None:
+        after, _ = collect_logits(delta.attach(model), examples.loader(batch_size))
+        found["confusion"] = confusion_matrix(after.argmax(1), labels, c).tolist()
+        found["front"] = front(base, after, labels, targets)
+    found["neurons"] = neurons(reader, examples, base, labels, targets[0], delta, batch_size)
+    return found
+
+
+def front(base: np.ndarray, after: np.ndarray, labels: np.ndarray, targets: Sequence[int]) -> list[dict[str, Any]]:
+    """The tweaked network with more or less of a constant on its targets: points a user may drag along."""
+    before, _ = per_class_accuracy(base.argmax(1), labels, base.shape[1])
+    points = []
+    for shift in shift_front(after, labels, targets):
+        target, overall, per_class = shifted_accuracy(after, labels, targets, shift)
+        accuracies = [None if np.isnan(a) else round(float(a), 5) for a in per_class]
+        points.append({"target": target, "overall": overall, "E": error_e(before, per_class), "per_class": accuracies})
+    return points
+
+
+def neurons(
+    reader: Reader,
+    examples: Examples,
+    logits: np.ndarray,
+    labels: np.ndarray,
+    target: int,
+    delta: Delta | None,
+    batch_size: int,
+) -> dict[str, Any] | None:
+    """Charts of Algorithm 1's synapses (Figs. 3.3, 3.4, 3.9) and the images that excite the neurons most."""
+    name = examples.classes[target] if examples.classes else f"class {target}"
+    seen = observe(reader, examples.loader(batch_size), [target])
+    best = seen.best(SHOWN_NEURONS, [target])[target]
+    values = read_positions(reader, examples, batch_size, [best], _no_bar)[0]
+    charts = [*_of_theta(seen, best, values, logits, labels, target, name, [layer.name for layer in reader.layers])]
+    images: list[dict[str, Any]] = []
+    note = (
+        f"Algorithm 1 on {len(examples):,} images for {name}: a neuron is active when it corrects at least half as many "
+        "mistakes as the best one does."
+    )
+    pooled = _strongest(reader, examples, delta, target, batch_size) if delta is not None else None
+    if pooled is not None:
+        chart, strips, what = pooled
+        charts.insert(0, chart)
+        note = what + " " + note
+        images = strips if examples.has_images else []
+    elif examples.has_images and len(best.layer):
+        for k in range(len(best.layer)):
+            layer = reader.layers[int(best.layer[k])]
+            where = np.unravel_index(int(best.index[k]), layer.shape)
+            at = f"{layer.name}, {' · '.join(map(str, where))}"
+            images.append(_strip(examples, values[:, k], f"{at}: corrects {int(best.count[k])} mistakes"))
+    return {"note": note, "charts": charts, "images": images}
+
+
+def _of_theta(
+    seen: Observation,
+    best: Ranked,
+    values: np.ndarray,
+    logits: np.ndarray,
+    labels: np.ndarray,
+    target: int,
+    name: str,
+    layers: list[str],
+) -> list[dict[str, str]]:
+    largest = int(seen.largest_counts()[0])
+    total = np.zeros(len(layers), dtype=np.int64)
+    active = np.zeros(len(layers), dtype=np.int64)
+    by_count: dict[int, int] = {}
+    for block, part in seen.parts():
+        count = part.count[0]
+        total[block.layer] += len(count)
+        active[block.layer] += int((2 * count >= largest).sum()) if largest else 0
+        for value, times in zip(*np.unique(count, return_counts=True)):
+            by_count[int(value)] = by_count.get(int(value), 0) + int(times)
+    share = active / np.maximum(total, 1)
+    words = [f"{a:,} of {t:,} ({s:.2%})" for a, t, s in zip(active, total, share)]
+    charts = [
+        {
+            "svg": bars(layers, active.tolist(), words, f"Active neurons of each layer for {name}"),
+            "caption": f"Where the {int(active.sum()):,} active neurons for {name} sit (Fig. 3.9); layers in execution order.",
+        }
+    ]
+    points = [(float(k), float(v)) for k, v in sorted(by_count.items()) if k > 0]
+    charts.append(
+        {
+            "svg": loglog(
+                points, f"How many neurons have which count for {name}", "count (mistakes corrected)", "neurons"
+            ),
+            "caption": f"Distribution of count (Fig. 3.4): {by_count.get(0, 0):,} neurons correct none, the best corrects {largest}.",
+        }
+    )
+    if len(best.layer):
+        v = values[:, 0]
+        predicted, top = logits.argmax(1), logits.max(1)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ratio = (top - logits[:, target]) / v
+        wrong = (labels == target) & (predicted != target) & (v != 0)
+        correct = (labels != target) & (predicted == labels) & (v != 0)
+        layer = layers[int(best.layer[0])]
+        series = [("E_c", ratio[correct], "bar soft"), ("E_w", ratio[wrong], "bar warm")]
+        charts.append(
+            {
+                "svg": histogram(
+                    series,
+                    f"E_w and E_c of the best synapse for {name}",
+                    "weight that flips the example",
+                    abs(float(best.weight[0])),
+                    clip=0.9,
+                ),
+                "caption": f"The best synapse, {layer} neuron {int(best.index[0])} to {name} (Fig. 3.3): weights up to the threshold "
+                f"correct {int(best.count[0])} of the target's mistakes (E_w) and harm no other class's correct image (E_c).",
+            }
+        )
+    return charts
+
+
+def _strongest(
+    reader: Reader, examples: Examples, delta: Delta, target: int, batch_size: int
+) -> tuple[dict[str, str], list[dict[str, Any]], str] | None:
+    """Where a linear delta of pooled neurons has its effect on the target, and what excites its strongest neurons."""
+    terms = [t for t in delta.terms if isinstance(t.head, Linear) and all(r.reduction == "mean" for r in t.reads)]
+    if not terms:
+        return None
+    table = read_pooled(reader, examples.loader(batch_size), len(examples))
+    spans = {read.layer: span for read, span in zip(table.reads, table.spans(), strict=True)}
+    spread = table.features.std(0)
+    effect = np.zeros(table.features.shape[1])
+    for term in terms:
+        head = term.head
+        assert isinstance(head, Linear)
+        columns = head.columns.tolist()
+        if target not in columns:
+            continue
+        weight = head.weight[:, columns.index(target)].numpy()
+        start = 0
+        for read in term.reads:
+            at = np.arange(spans[read.layer].start, spans[read.layer].stop)[read.index.numpy()]
+            effect[at] += weight[start : start + len(at)] * spread[at]
+            start += len(at)
+    if not np.any(effect):
+        return None
+    names = list(spans)
+    by_layer = [float(np.abs(effect[span]).sum()) for span in spans.values()]
+    whole = sum(by_layer)
+    chart = {
+        "svg": bars(names, by_layer, [f"{v / whole:.1%}" for v in by_layer], "Effect of the delta's synapses by layer"),
+        "caption": "How much of the Δnn's effect on the target's logit comes from each layer (|weight| times the neuron's spread).",
+    }
+    strips = []
+    for k in np.argsort(-np.abs(effect))[:SHOWN_NEURONS]:
+        layer = next(n for n, s in spans.items() if s.start <= k < s.stop)
+        sign = "speaks for" if effect[k] > 0 else "speaks against"
+        caption = (
+            f"{layer}, channel {int(k) - spans[layer].start}: {sign} the target ({effect[k]:+.2f} a standard deviation)"
+        )
+        strips.append(_strip(examples, table.features[:, k], caption))
+    used = int((effect != 0).sum())
+    return chart, strips, f"The Δnn reads {used} pooled neurons (channel means) for this target."
+
+
+def _strip(examples: Examples, values: np.ndarray, caption: str) -> dict[str, Any]:
+    """The images on which a neuron is largest, as inline pictures with their class as the text."""
+    uris = []
+    for i in np.argsort(-values, kind="stable")[:SHOWN_IMAGES]:
+        label = int(examples.labels[i])
+        name = examples.classes[label] if examples.classes else str(label)
+        src, w, h = data_uri(examples.image(int(i)))
+        uris.append({"src": src, "w": w, "h": h, "alt": f"{name} (value {values[i]:.2f})"})
+    return {"uris": uris, "caption": caption}
+
+
+def data_uri(pixels: np.ndarray, side: int = SIDE) -> tuple[str, int, int]:
+    """uint8 ``(h, w, 1 or 3)`` as an inline picture no larger than needed, and the size it is shown at."""
+    image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+    if max(image.size) > 2 * side:
+        image.thumbnail((2 * side, 2 * side))
+    buffer = io.BytesIO()
+    large = image.size[0] * image.size[1] > 4096
+    image.save(buffer, "JPEG" if large else "PNG", **({"quality": 82} if large else {"optimize": True}))
+    kind = "jpeg" if large else "png"
+    scale = side / max(image.size)
+    shown = max(1, round(image.size[0] * scale)), max(1, round(image.size[1] * scale))
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}", *shown
+
+
+class _no_bar:
+    """A progress bar that shows nothing."""
+
+    def __init__(self, what: str, total: int) -> None:
+        del what, total
+
+    def __enter__(self) -> Any:
+        return lambda done: None
+
+    def __exit__(self, *ended: object) -> None:
+        return None
+
+
+def subset(examples: Examples, most: int, seed: int = 0) -> Examples:
+    """At most about ``most`` examples, each class in its share."""
+    if len(examples) <= most:
+        return examples
+    order = np.random.default_rng(seed).permutation(len(examples))
+    labels = examples.labels[order]
+    share = most / len(examples)
+    parts = [order[labels == j][: max(1, round(share * int((labels == j).sum())))] for j in np.unique(labels)]
+    return examples.subset(np.sort(np.concatenate(parts)))
