@@ -15,7 +15,13 @@ from tweaknn.join.run import JoinResult, SynapticJoin
 
 
 class Method(StrEnum):
+    best = "best"
     fit = "fit"
+    aan = "aan"
+    aan_grouped = "aan-grouped"
+    selected = "selected"
+    retrain_1 = "retrain-1"
+    retrain_2 = "retrain-2"
     theta = "theta"
 
 
@@ -40,7 +46,13 @@ def command(
     ] = None,
     target: Annotated[list[str] | None, typer.Option(help="Class to improve; give several times for several.")] = None,
     worst: Annotated[int | None, typer.Option(min=1, help="Take the K least accurate classes.")] = None,
-    method: Annotated[Method, typer.Option(help="fit: convex fit; theta: the dissertation's join.")] = Method.fit,
+    method: Annotated[
+        Method,
+        typer.Option(
+            help="best: validation chooses between fit (convex fit) and aan (a small network); selected: 40 neurons; "
+            "theta: the dissertation's join; retrain-1, retrain-2: its synapses, weights solved for."
+        ),
+    ] = Method.best,
     promise: Annotated[
         Kind | None,
         typer.Option(

@@ -50,11 +50,11 @@ class AANSettings:
     damping: float = 0.2
     epochs: int = 8
     patience: int = 3
-    rate: float = 2e-3
-    decay: float = 1e-2
+    rate: float = 3e-3
+    decay: float = 0.1
     drop_input: float = 0.1
     drop_hidden: float = 0.5
-    batch: int = 512
+    batch: int = 1024
     average: float = 0.0
     smoothing: float = 0.0
     seed: int = 0

@@ -13,8 +13,9 @@ from torch import nn
 
 from tweaknn.delta import Delta
 from tweaknn.errors import InputError, NothingHelps
-from tweaknn.join.candidates import CONTROLS, Candidate, Setting, controls, linear
+from tweaknn.join.candidates import CONTROLS, Candidate, Setting
 from tweaknn.join.diagnosis import names_of, worst_classes
+from tweaknn.join.methods import METHODS, last_stage, reductions_of, retrained, table_candidates
 from tweaknn.join.promise import Promise, class_position
 from tweaknn.join.splits import holdout
 from tweaknn.join.table import PooledTable, read_pooled
@@ -25,8 +26,6 @@ from tweaknn.network.reader import Reader
 
 Bar = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 """``bar(what, total)`` gives a context manager that yields a function to be called with the number done."""
-
-METHODS = ("fit", "theta")
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +99,9 @@ class SynapticJoin:
     """Finds synapses that make target classes better; scikit-learn's habits: settings here, work in :meth:`fit`.
 
     Attributes:
-        method: ``fit`` (pooled neurons, convex fit, operating point) or ``theta`` (the dissertation's join).
+        method: ``best`` (validation chooses between ``fit`` and ``aan``), ``fit`` (pooled neurons, convex fit, operating
+            point), ``aan`` or ``aan-grouped`` (a small network on pooled neurons), ``selected`` (40 neurons),
+            ``theta`` (the dissertation's join), ``retrain-1`` or ``retrain-2`` (its synapses, weights solved for).
         promise: ``floors``, ``overall``, or a :class:`~tweaknn.join.promise.Promise`; None takes the method's own.
         tolerance: what the promise may give up, a fraction.
         layers: ``all``, ``stages`` or names.
@@ -108,9 +109,11 @@ class SynapticJoin:
         base_saw: which split the base was trained on: ``train``, ``validation``, ``both``, ``none`` or None (unknown).
         seed: of splits and of the random control.
         batch_size: examples a batch, for plain arrays.
+        views: how many augmented copies of each training example are read as well (``aan`` uses them).
+        augment: ``augment(x, generator)`` gives an augmented batch; needed where ``views`` is not 0.
     """
 
-    method: str = "fit"
+    method: str = "best"
     promise: str | Promise | None = None
     tolerance: float = 0.0
     layers: str | Sequence[str] = "all"
@@ -120,6 +123,8 @@ class SynapticJoin:
     batch_size: int = 128
     head: int | str | None = None
     form: str = "plain"
+    views: int = 0
+    augment: Callable[[torch.Tensor, torch.Generator], torch.Tensor] | None = field(default=None, repr=False)
     bar: Bar = field(default=lambda what, total: nullcontext(lambda done: None), repr=False)
 
     def fit(
@@ -170,6 +175,8 @@ class SynapticJoin:
         tables = [
             self._read(reader, part, f"Reading {name}") for name, part in (("train", train), ("validation", validation))
         ]
+        copies = [self._read(reader, train, f"Reading view {v}", v) for v in range(1, self.views + 1)]
+        tables[0] = replace(tables[0], views=tuple((copy.features, copy.logits) for copy in copies))
         if fingerprint(model) != before:
             raise AssertionError("the base network changed while it was read; this is a bug in tweaknn")
         frame = Delta(
@@ -220,6 +227,8 @@ class SynapticJoin:
             raise InputError("Name the target classes, or how many of the worst to take; one of the two.")
         if worst is not None and worst < 1:
             raise InputError(f"The number of worst classes must be at least 1, not {worst}.")
+        if self.views < 0 or (self.views and self.augment is None):
+            raise InputError("views must be at least 0, and any views need an augment function.")
         if self.base_saw not in (None, "train", "validation", "both", "none"):
             raise InputError(f"base_saw is {self.base_saw!r}; it takes train, validation, both or none.")
 
@@ -239,10 +248,16 @@ class SynapticJoin:
         said = f"{len(second)} of {len(train)} training examples were set aside for validation"
         return train.subset(first), train.subset(second), [said]
 
-    def _read(self, reader: Reader, examples: Any, what: str) -> PooledTable:
+    def _read(self, reader: Reader, examples: Any, what: str, view: int = 0) -> PooledTable:
         with self.bar(what, len(examples)) as progress:
             batches: Iterable[Any] = examples.loader(self.batch_size)
-            return read_pooled(reader, batches, len(examples), progress=progress)
+            if view:
+                assert self.augment is not None
+                generator = torch.Generator().manual_seed(self.seed * 1009 + view)
+                batches = ((self.augment(x, generator), y) for x, y in batches)
+            wanted = reductions_of(self.method)
+            grids = last_stage(reader) if len(wanted) > 1 else ()
+            return read_pooled(reader, batches, len(examples), reductions=wanted, grids=grids, progress=progress)
 
     def _targets(
         self, table: PooledTable, targets: Sequence[int | str] | None, worst: int | None, names: list[str]
@@ -265,8 +280,9 @@ class SynapticJoin:
             from tweaknn.join.dissertation import theta_candidates
 
             return theta_candidates(self, setting, reader, train, validation)
-        every = np.arange(setting.train.features.shape[1])
-        return [linear(setting, "fit", every), *controls(setting)]
+        if self.method in ("retrain-1", "retrain-2"):
+            return retrained(self, setting, reader, train, validation)
+        return table_candidates(self.method, setting)
 
 
 def conclude(

@@ -26,16 +26,19 @@ class PooledTable:
         logits: ``(n, c)`` float32.
         labels: ``(n,)`` int64.
         reads: which neurons the features are, in their order.
+        views: ``(features, logits)`` of the same examples under augmentation, as often as was asked for.
     """
 
     features: np.ndarray
     logits: np.ndarray
     labels: np.ndarray
     reads: tuple[Read, ...]
+    views: tuple[tuple[np.ndarray, np.ndarray], ...] = ()
 
     def rows(self, index: np.ndarray) -> PooledTable:
         """Some examples of it."""
-        return PooledTable(self.features[index], self.logits[index], self.labels[index], self.reads)
+        views = tuple((features[index], logits[index]) for features, logits in self.views)
+        return PooledTable(self.features[index], self.logits[index], self.labels[index], self.reads, views)
 
     def spans(self) -> list[slice]:
         """Columns of each entry of ``reads``."""
@@ -49,6 +52,7 @@ def read_pooled(
     n: int,
     *,
     reductions: Sequence[str] = ("mean",),
+    grids: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> PooledTable:
     """Pool every layer of ``reader`` over ``batches`` of ``(x, y)``.
@@ -58,13 +62,14 @@ def read_pooled(
         batches: in a fixed order, ``n`` examples in all.
         n: number of examples.
         reductions: see :func:`tweaknn.network.pooling.pool`; layers without spatial axes are read once.
+        grids: names of layers whose ``grid2`` is read as well.
         progress: called with the number of examples done.
 
     Raises:
         ModelError: a neuron or a logit is NaN or infinite; the message names the layer and the example.
         InputError: the batches hold another number of examples than ``n``, or labels outside the logits' range.
     """
-    reads = _reads(reader, reductions)
+    reads = _reads(reader, reductions, grids)
     widths = [int(read.index.numel()) for read in reads]
     starts = np.concatenate([[0], np.cumsum(widths)]).astype(int)
     by_layer: dict[str, list[int]] = {}
@@ -99,10 +104,12 @@ def read_pooled(
     return PooledTable(features, logits, labels, tuple(reads))
 
 
-def _reads(reader: Reader, reductions: Sequence[str]) -> list[Read]:
+def _reads(reader: Reader, reductions: Sequence[str], grids: Sequence[str] = ()) -> list[Read]:
     reads = []
     for layer in reader.layers:
         wanted = list(dict.fromkeys(reductions)) if layer.spatial else list(reductions)[:1]
+        if layer.name in grids and "grid2" not in wanted:
+            wanted.append("grid2")
         for reduction in wanted:
             index = torch.arange(width(reduction, layer.shape, layer.channel_axis))
             reads.append(Read(layer.name, reduction, layer.shape, layer.channel_axis, index))
