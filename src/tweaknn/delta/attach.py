@@ -1,187 +1,193 @@
-"""``nn + Δnn`` as an ordinary module: the base's modules are shared, its neurons read inside the traced graph."""
+"""``nn + Δnn`` as an ordinary module: the base's weights are shared, its neurons read inside the traced graph."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from tweaknn.delta.heads import MLP, Linear
-from tweaknn.delta.value import LOGITS, Delta, Read
+from tweaknn.delta.forward import Change, gather, reading
+from tweaknn.delta.hooked import HookedNet
+from tweaknn.delta.plan import Primitive, plan
+from tweaknn.delta.value import LOGITS, Delta
 from tweaknn.errors import DeltaError, ModelError
-from tweaknn.network import hooks
+from tweaknn.network.clone import share, unwrap
 from tweaknn.network.fingerprint import fingerprint
-from tweaknn.network.modes import call, logits_of, placement
-from tweaknn.network.pooling import pool
+from tweaknn.network.modes import call, placement
 from tweaknn.network.tracing import CannotTrace, trace
 
 
 def attach(delta: Delta, model: nn.Module, *, check: bool = True, example_x: Any = None) -> Tweaked:
-    """See :meth:`tweaknn.Delta.attach`."""
+    """See :meth:`tweaknn.delta.Delta.attach`."""
+    stack = model.stack if isinstance(model, Tweaked) else ()
+    root = model.root if isinstance(model, Tweaked) else unwrap(model)
     if check:
-        found = fingerprint(model)
-        if found != delta.base:
-            raise DeltaError(
-                f"This delta was made for a base with fingerprint {delta.base[:16]}..., this network's is "
-                f"{found[:16]}...; load the weights it was made for."
-            )
-    device, dtype = placement(model)
-    if delta.how == "hooks":
-        return Tweaked(delta, model, HookedNet(delta, model, device))
+        check_base(delta, root, stack)
+    net = share(root)
+    device, dtype = placement(net)
     if example_x is None:
-        example_dtype = getattr(torch, delta.input_dtype, torch.float32)
-        example_x = torch.zeros(2, *delta.input_shape, dtype=example_dtype, device=device)
-        example_x = example_x.to(dtype) if example_x.is_floating_point() else example_x
-    try:
-        traced = trace(model, example_x)
-    except CannotTrace as reason:
-        raise ModelError(
-            f"The delta names layers as torch.fx does, which cannot follow this network: {reason}."
-        ) from None
-    return Tweaked(delta, model, _graph(delta, traced.graph, traced.root, traced.nodes, device))
+        example_x = example_input(delta, device, dtype)
+    for each in (*stack, delta):
+        net = _one(each, net, root, device, example_x)
+    return Tweaked(delta, model, net, (*stack, delta), root)
+
+
+def example_input(delta: Delta, device: torch.device, dtype: torch.dtype, n: int = 2) -> Tensor:
+    """``n`` inputs of zeros as the delta describes them."""
+    x = torch.zeros(n, *delta.input_shape, dtype=getattr(torch, delta.input_dtype, torch.float32), device=device)
+    return x.to(dtype) if x.is_floating_point() else x
+
+
+def check_base(delta: Delta, root: nn.Module, stack: tuple[Delta, ...] = ()) -> None:
+    """Raises DeltaError, naming both, when ``delta`` was made for another base or for other deltas below it."""
+    from tweaknn.delta.file import delta_hash
+
+    found = fingerprint(root)
+    if found != delta.base:
+        raise DeltaError(
+            f"This delta was made for a base with fingerprint {delta.base[:16]}..., this network's is "
+            f"{found[:16]}...; load the weights it was made for."
+        )
+    if not delta.below and not stack:
+        return
+    below = tuple(delta_hash(each) for each in stack)
+    if delta.below and delta.below != below:
+        wanted = ", ".join(name[:16] for name in delta.below)
+        there = ", ".join(name[:16] for name in below) or "none"
+        raise DeltaError(f"This delta sits on other deltas ({wanted}), attached are {there}; attach those first.")
 
 
 class Tweaked(nn.Module):
-    """A base network and a delta, as one module.
+    """A base network and a delta, as one module in eval mode.
+
+    Its modules are its own, its weights lie in the base's memory: moving it, turning it to half precision or quantising
+    it leaves the base alone. It is not for training: ``train()`` is accepted and keeps every layer in eval mode, so
+    that no batch norm moves the base's statistics.
 
     Attributes:
-        base: the base network, the very object that was given.
+        base: what the delta was attached to, the very object that was given.
         delta: the delta.
+        stack: all deltas between the root and the output, lowest first.
+        root: the network below them all.
     """
 
-    def __init__(self, delta: Delta, base: nn.Module, net: nn.Module) -> None:
+    def __init__(
+        self, delta: Delta, base: nn.Module, net: nn.Module, stack: tuple[Delta, ...], root: nn.Module
+    ) -> None:
         super().__init__()
         self.net = net
-        # not registered: ``net`` holds the base's modules already, and a state dict should hold them once
-        object.__setattr__(self, "base", base)
-        object.__setattr__(self, "delta", delta)
-        self.training = base.training
+        # not registered: ``net`` holds the base's weights already, and a state dict should hold them once
+        for name, value in (("base", base), ("delta", delta), ("stack", stack), ("root", root)):
+            object.__setattr__(self, name, value)
+        self.training = False
+
+    base: nn.Module
+    delta: Delta
+    stack: tuple[Delta, ...]
+    root: nn.Module
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the base returns, with the delta's part added to its logits."""
         return self.net(*args, **kwargs)
 
+    def train(self, mode: bool = True) -> Tweaked:
+        """Remember ``mode``; the layers stay in eval mode."""
+        self.training = mode
+        return self
+
     def detach(self) -> nn.Module:
-        """The base again; it was never changed."""
-        return self.base  # type: ignore[return-value]
+        """What the delta was attached to; it was never changed."""
+        return self.base
 
 
-class ReadLayer(nn.Module):
-    """Reduces a layer and picks the neurons somebody needs: ``(n, *shape) -> (n, k)``."""
-
-    index: Tensor
-
-    def __init__(self, read: Read, device: torch.device) -> None:
-        super().__init__()
-        self.reduction = read.reduction
-        self.channel_axis = read.channel_axis
-        self.every = bool(torch.equal(read.index, torch.arange(read.available)))
-        self.register_buffer("index", read.index.to(device))
-
-    def forward(self, activation: Tensor) -> Tensor:
-        values = pool(activation, self.channel_axis, self.reduction)
-        return values if self.every else values.index_select(1, self.index)
-
-
-class HeadModule(nn.Module):
-    """Adds all terms and the bias to the logits; logits that no term names are passed on bit for bit."""
-
-    bias: Tensor
-    touched: Tensor
-
-    def __init__(self, delta: Delta, device: torch.device) -> None:
-        super().__init__()
-        self.counts = [len(term.reads) for term in delta.terms]
-        self.terms = nn.ModuleList(_HeadTerm(term.head, device) for term in delta.terms)
-        touched = delta.touched
-        self.everywhere = touched == list(range(delta.n_classes))
-        where = {j: position for position, j in enumerate(touched)}
-        for module, term in zip(self.terms, delta.terms, strict=True):
-            positions = torch.tensor([where[int(j)] for j in term.head.columns], dtype=torch.int64)
-            module.everywhere = len(positions) == len(touched) and bool(  # type: ignore[assignment]
-                torch.equal(positions, torch.arange(len(touched)))
-            )
-            module.register_buffer("positions", positions.to(device))
-        self.register_buffer("touched", torch.tensor(touched, dtype=torch.int64, device=device))
-        self.register_buffer("bias", delta.bias[touched].float().to(device))
-
-    def forward(self, logits: Tensor, *values: Tensor) -> Tensor:
-        change = self.bias.expand(logits.shape[0], -1)
-        start = 0
-        for count, term in zip(self.counts, self.terms, strict=True):
-            part = term(torch.cat(values[start : start + count], dim=1) if count > 1 else values[start])
-            change = change + part if term.everywhere else change.index_add(1, term.positions, part)
-            start += count
-        change = change.to(logits.dtype)
-        if self.everywhere:
-            return logits + change
-        return logits.index_add(1, self.touched, change) if self.touched.numel() else logits
-
-
-class _HeadTerm(nn.Module):
-    def __init__(self, head: Linear | MLP, device: torch.device) -> None:
-        super().__init__()
-        self.kind = head
-        for name, tensor in head.tensors().items():
-            if name != "columns":
-                self.register_buffer(name.replace(".", "_"), tensor.float().to(device))
-
-    def forward(self, features: Tensor) -> Tensor:
-        if isinstance(self.kind, Linear):
-            return features @ self.weight  # type: ignore[operator]
-        groups = tuple(getattr(self, f"w1_{g}") for g in range(len(self.kind.w1)))
-        head = MLP(groups, self.b1, self.w2, self.kind.columns, self.kind.activation)  # type: ignore[arg-type]
-        return head(features)
-
-
-def _graph(
-    delta: Delta, graph: fx.Graph, root: nn.Module, nodes: Mapping[str, fx.Node], device: torch.device
-) -> fx.GraphModule:
-    new = fx.Graph()
+def _one(delta: Delta, net: nn.Module, root: nn.Module, device: torch.device, example_x: Any) -> nn.Module:
+    """One more delta around ``net``, which is the shared copy of the root or the same with deltas below."""
+    if delta.how == "hooks":
+        return HookedNet(delta, net, device, example_x)
+    if isinstance(net, Layered):
+        return insert(delta, net, device)
+    try:
+        traced = trace(net, example_x)
+    except CannotTrace as reason:
+        raise ModelError(
+            f"The delta names layers as torch.fx does, which cannot follow this network: {reason}."
+        ) from None
+    graph = fx.Graph()
     mapping: dict[fx.Node, fx.Node] = {}
-    result = new.graph_copy(graph, mapping)
-    module = fx.GraphModule(root, _closed(new, result))
-    logits = _logits_node(result, delta.head)
-    values: list[fx.Node] = []
-    seen: dict[tuple[str, str, bytes], fx.Node] = {}
-    for read in (read for term in delta.terms for read in term.reads):
-        key = (read.layer, read.reduction, read.index.numpy().tobytes())
-        if key not in seen:
-            source = logits if read.layer == LOGITS else _source(read, nodes, mapping)
-            name = f"_tweaknn_read_{len(seen)}"
-            module.add_submodule(name, ReadLayer(read, device))
-            # right behind the neuron, before any in-place operation can change it
-            with module.graph.inserting_after(source):
-                seen[key] = module.graph.call_module(name, (source,))
-        values.append(seen[key])
-    module.add_submodule("_tweaknn_head", HeadModule(delta, device))
+    graph.output(graph.graph_copy(traced.graph, mapping))
+    module = Layered(traced.root, graph)
+    nodes = {name: mapping[node] for name, node in traced.nodes.items()}
+    # names are kept in the nodes: they survive deep copies, and a delta on top finds them again
+    for name, node in nodes.items():
+        node.meta["tweaknn"] = name
+    return insert(delta, module, device)
+
+
+class Layered(fx.GraphModule):
+    """A traced network with deltas in its graph."""
+
+
+def insert(delta: Delta, module: Layered, device: torch.device) -> Layered:
+    """Put a delta into the graph of a traced network: reads behind the layers, the change before the output."""
+    nodes = {node.meta["tweaknn"]: node for node in module.graph.nodes if "tweaknn" in node.meta}
     output = next(node for node in module.graph.nodes if node.op == "output")
+    logits = logits_node(output.args[0], delta.head)
+    made = plan(delta)
+    level = sum(str(node.target).startswith("_tweaknn_change_") for node in module.graph.nodes)
+    values = []
+    for position, primitive in enumerate(made.primitives):
+        source = logits if primitive.layer == LOGITS else _source(primitive.layer, nodes)
+        values.append(_read(module, primitive, source, f"_tweaknn_index_{level}_{position}", device))
+    name = f"_tweaknn_change_{level}"
+    module.add_submodule(name, Change(made, delta.n_classes, device).eval())
     with module.graph.inserting_before(output):
-        tweaked = module.graph.call_module("_tweaknn_head", (logits, *values))
+        tweaked = module.graph.call_module(name, (logits, values))
     output.args = (fx.map_arg(output.args[0], lambda node: tweaked if node is logits else node),)
     module.recompile()
     return module
 
 
-def _closed(graph: fx.Graph, result: Any) -> fx.Graph:
-    graph.output(result)
-    return graph
+def _read(
+    module: Layered, primitive: Primitive, source: fx.Node, name: str, device: torch.device
+) -> fx.Node:
+    """Nodes that reduce a layer, as plain calls: at batch 1 a submodule each would cost more than the sums do."""
+    function, arguments, indexed = reading(primitive)
+    graph = module.graph
+    # right behind the neuron, before any in-place operation can change it
+    with graph.inserting_after(source):
+        if not indexed:
+            return graph.call_function(function, (source, *arguments))
+        module.register_buffer(name, primitive.index.to(device))
+        index = graph.get_attr(name)
+    with graph.inserting_after(index):
+        if function is gather:
+            return graph.call_function(gather, (source, index))
+        value = graph.call_function(function, (source, *arguments))
+    with graph.inserting_after(value):
+        return graph.call_function(torch.index_select, (value, 1, index))
 
 
-def _source(read: Read, nodes: Mapping[str, fx.Node], mapping: Mapping[fx.Node, fx.Node]) -> fx.Node:
-    if read.layer not in nodes:
-        raise ModelError(f"The network has no layer {read.layer!r}, which the delta reads.")
-    return mapping[nodes[read.layer]]
+def _source(layer: str, nodes: Mapping[str, fx.Node]) -> fx.Node:
+    if layer not in nodes:
+        raise ModelError(f"The network has no layer {layer!r}, which the delta reads.")
+    return nodes[layer]
 
 
-def _logits_node(result: Any, head: int | str | None) -> fx.Node:
+def logits_node(result: Any, head: int | str | None) -> fx.Node:
+    """The node that holds the logits in what a traced network returns.
+
+    Raises:
+        ModelError: there is no such output.
+    """
     value = result
     if not isinstance(value, fx.Node):
         if head is not None:
-            value = value[head]
+            try:
+                value = value[head]
+            except (KeyError, IndexError, TypeError):
+                raise ModelError(f"The network has no output {head!r}, which the delta changes.") from None
         elif isinstance(value, dict):
             value = value.get("logits")
         elif isinstance(value, (tuple, list)) and value:
@@ -191,57 +197,4 @@ def _logits_node(result: Any, head: int | str | None) -> fx.Node:
     return value
 
 
-class HookedNet(nn.Module):
-    """The form for networks that torch.fx cannot follow: hooks for the length of a call."""
-
-    def __init__(self, delta: Delta, model: nn.Module, device: torch.device) -> None:
-        super().__init__()
-        self.model = model
-        self.which = delta.head
-        self.reads_of: dict[str, list[int]] = {}
-        reads = [read for term in delta.terms for read in term.reads]
-        self.names: Sequence[str] = list(dict.fromkeys(read.layer for read in reads if read.layer != LOGITS))
-        self.layer_of = [read.layer for read in reads]
-        self.readers = nn.ModuleList(ReadLayer(read, device) for read in reads)
-        self._tweaknn_head = HeadModule(delta, device)
-        known = {name for name, _ in model.named_modules()}
-        for name in self.names:
-            if name.split(":")[0] not in known:
-                raise ModelError(f"The network has no module {name!r}, which the delta reads.")
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        values: dict[int, Tensor] = {}
-
-        def sink(k: int, activation: Tensor) -> None:
-            for r, layer in enumerate(self.layer_of):
-                if layer == self.names[k]:
-                    values[r] = self.readers[r](activation)
-
-        with hooks.reading(self.model, self.names, sink):
-            output = self.model(*args, **kwargs)
-        logits = logits_of(output, self.which)
-        for r, layer in enumerate(self.layer_of):
-            if layer == LOGITS:
-                values[r] = self.readers[r](logits)
-        return _with_logits(
-            output, logits, self._tweaknn_head(logits, *(values[r] for r in range(len(self.layer_of)))), self.which
-        )
-
-
-def _with_logits(output: Any, old: Tensor, new: Tensor, head: int | str | None) -> Any:
-    if isinstance(output, Tensor):
-        return new
-    if isinstance(output, (tuple, list)):
-        return type(output)(new if value is old else value for value in output)
-    changed = copy.copy(output)
-    if isinstance(changed, dict):
-        for key in [key for key, value in changed.items() if value is old]:
-            changed[key] = new
-    if getattr(changed, "logits", None) is old:
-        changed.logits = new
-    elif isinstance(head, str) and getattr(changed, head, None) is old:
-        setattr(changed, head, new)
-    return changed
-
-
-__all__ = ["HeadModule", "HookedNet", "ReadLayer", "Tweaked", "attach", "call"]
+__all__ = ["Tweaked", "attach", "call", "check_base", "example_input", "insert", "logits_node"]

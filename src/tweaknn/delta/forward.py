@@ -1,0 +1,136 @@
+"""The modules an attached delta is made of: one a layer that reads it, one that changes the logits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tweaknn.delta.heads import ACTIVATIONS
+from tweaknn.delta.plan import Plan, Primitive
+from tweaknn.network.pooling import pool
+
+
+def gather(x: Tensor, index: Tensor) -> Tensor:
+    """Single neurons: ``(n, *shape)``, positions ``(k,)`` row-major -> ``(n, k)`` float32."""
+    if x.is_contiguous():
+        values = x.flatten(1).index_select(1, index)
+    else:  # another memory format: gathered without copying the layer
+        values = x[(slice(None), *torch.unravel_index(index, x.shape[1:]))]
+    return values if values.dtype == torch.float32 else values.float()
+
+
+def everything(x: Tensor) -> Tensor:
+    """Every neuron: ``(n, *shape) -> (n, size)`` float32."""
+    return x.flatten(1).float()
+
+
+def total(x: Tensor, axes: Sequence[int]) -> Tensor:
+    """Sums over ``axes``: ``(n, *shape) -> (n, channels)`` float32."""
+    return x.sum(axes) if x.dtype == torch.float32 else x.sum(axes, dtype=torch.float32)
+
+
+def highest(x: Tensor, axes: Sequence[int]) -> Tensor:
+    """Maxima over ``axes``: ``(n, *shape) -> (n, channels)`` float32."""
+    values = x.amax(axes)
+    return values if values.dtype == torch.float32 else values.float()
+
+
+def quarters(x: Tensor, channel_axis: int) -> Tensor:
+    """Sums over the quarters of maps with even sides: ``(n, *shape) -> (n, channels * 4)`` float32."""
+    maps = x.movedim(channel_axis + 1, 1)
+    h, w = maps.shape[2], maps.shape[3]
+    # rows first: that sum runs along memory, and leaves little for the second
+    rows = maps.unflatten(2, (2, h // 2)).sum(3, dtype=torch.float32)
+    return rows.unflatten(3, (2, w // 2)).sum(-1).flatten(1)
+
+
+def reading(primitive: Primitive) -> tuple[Any, tuple[Any, ...], bool]:
+    """How a primitive is computed: a function of the activation, its further arguments, and whether the primitive's
+    index comes in addition: as the function's last argument (``position``), or as a selection from its result."""
+    axes = [axis + 1 for axis in range(len(primitive.shape)) if axis != primitive.channel_axis]
+    if primitive.kind == "position":
+        return (everything, (), False) if primitive.every else (gather, (), True)
+    if primitive.kind == "quarters":
+        return quarters, (primitive.channel_axis,), not primitive.every
+    if not axes and primitive.kind in ("sum", "max"):
+        return everything, (), not primitive.every
+    if primitive.kind in ("sum", "max"):
+        return (total if primitive.kind == "sum" else highest), (axes,), not primitive.every
+    return pool, (primitive.channel_axis, primitive.kind), not primitive.every
+
+
+class LayerRead(nn.Module):
+    """Reduces a layer to the values that a delta needs of it: ``(n, *shape) -> (n, k)``, one a primitive."""
+
+    def __init__(self, primitives: Sequence[Primitive], device: torch.device) -> None:
+        super().__init__()
+        self.steps = [reading(primitive) for primitive in primitives]
+        for p, primitive in enumerate(primitives):
+            self.register_buffer(f"index_{p}", primitive.index.to(device))
+
+    def forward(self, activation: Tensor) -> list[Tensor]:
+        values = []
+        for p, (function, arguments, indexed) in enumerate(self.steps):
+            if function is gather:
+                values.append(gather(activation, getattr(self, f"index_{p}")))
+                continue
+            value = function(activation, *arguments)
+            values.append(value.index_select(1, getattr(self, f"index_{p}")) if indexed else value)
+        return values
+
+
+class Change(nn.Module):
+    """Adds a delta's part to the logits; logits that it does not name are passed on bit for bit."""
+
+    bias: Tensor
+    touched: Tensor
+
+    def __init__(self, plan: Plan, n_classes: int, device: torch.device) -> None:
+        super().__init__()
+        self.everywhere = plan.touched == list(range(n_classes))
+        self.nothing = not plan.touched
+        self.linear = plan.weight is not None
+        self.activations = [hidden.activation for hidden in plan.hidden]
+        self.register_buffer("touched", torch.tensor(plan.touched, dtype=torch.int64, device=device))
+        tensors = {"bias": plan.bias, "weight": plan.weight}
+        for h, hidden in enumerate(plan.hidden):
+            tensors |= {f"w1_{h}": hidden.w1, f"b1_{h}": hidden.b1, f"w2_{h}": hidden.w2}
+        for name, tensor in tensors.items():
+            if tensor is not None:
+                self.register_buffer(name, tensor.to(device).contiguous())
+
+    def forward(self, logits: Tensor, values: Sequence[Tensor]) -> Tensor:
+        """``logits`` ``(n, c)``, ``values`` the primitives' ``(n, k)`` each, in the plan's order."""
+        if self.nothing:
+            return logits
+        change = self.change(logits, values).to(logits.dtype)
+        return logits + change if self.everywhere else logits.index_add(1, self.touched, change)
+
+    def change(self, logits: Tensor, values: Sequence[Tensor]) -> Tensor:
+        """What is added to the touched logits, ``(n, t)``, in float32."""
+        if not values:
+            return self.bias.float().expand(logits.shape[0], -1)
+        if _autocasting(logits.device.type):
+            # sums over thousands of positions do not fit half precision
+            with torch.autocast(logits.device.type, enabled=False):
+                return self._matrices(values)
+        return self._matrices(values)
+
+    def _matrices(self, values: Sequence[Tensor]) -> Tensor:
+        features = torch.cat(list(values), dim=1) if len(values) > 1 else values[0]
+        bias = self.bias.float()  # the network may have been turned to half precision, the sums may not
+        if self.linear:
+            change = torch.addmm(bias, features, self.weight.float())  # type: ignore[operator]
+        else:
+            change = bias
+        for h, name in enumerate(self.activations):
+            w1, b1, w2 = (getattr(self, f"{part}_{h}").float() for part in ("w1", "b1", "w2"))
+            change = change + ACTIVATIONS[name](torch.addmm(b1, features, w1)) @ w2
+        return change
+
+
+def _autocasting(device_type: str) -> bool:
+    return torch.is_autocast_enabled(device_type)
