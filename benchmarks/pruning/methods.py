@@ -30,7 +30,7 @@ class Loop:
     def __init__(self, task: Task, model: nn.Module, epochs: float, seed: int, batch: int = BATCH):
         self.task, self.model, self.batch = task, model.to(memory_format=torch.channels_last), batch
         self.per_epoch = len(task.train) // batch
-        self.steps = int(round(epochs * self.per_epoch))
+        self.steps = round(epochs * self.per_epoch)
         self.rng = torch.Generator().manual_seed(1000 + seed)
         self.optimizer = torch.optim.SGD(model.parameters(), lr=RATE, momentum=MOMENTUM, weight_decay=DECAY,
                                          nesterov=True)  # fmt: skip

@@ -58,7 +58,8 @@ def _branch(module: nn.Module, node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
     if len(node.args) < 2 or not all(isinstance(a, fx.Node) for a in node.args[:2]):
         return None
     one, two = node.args[:2]
-    assert isinstance(one, fx.Node) and isinstance(two, fx.Node)
+    assert isinstance(one, fx.Node)
+    assert isinstance(two, fx.Node)
     up_one, up_two = _ancestors(one), _ancestors(two)
     if two in up_one:
         return one, two
@@ -73,6 +74,29 @@ def _branch(module: nn.Module, node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
     return (one, two) if own_one > own_two else (two, one)
 
 
+def _anchor(module: nn.Module, node: fx.Node) -> fx.Node | None:
+    """The last child of its own in a branch: past a dropout or stochastic depth that several branches share."""
+    calls = [str(n.target) for n in node.graph.nodes if n.op == "call_module"]
+    while node.op == "call_module" and len(node.users) == 1:
+        if calls.count(str(node.target)) == 1:
+            return node
+        if any(True for _ in module.get_submodule(str(node.target)).parameters()) or len(node.all_input_nodes) != 1:
+            return None
+        node = node.all_input_nodes[0]
+    return None
+
+
+def _ends_in(module: nn.Module, node: fx.Node, last: str) -> bool:
+    """Whether a branch's last child is ``last``, but for children without parameters after it."""
+    while node.op == "call_module":
+        if str(node.target) == last:
+            return True
+        if any(True for _ in module.get_submodule(str(node.target)).parameters()) or len(node.all_input_nodes) != 1:
+            return False
+        node = node.all_input_nodes[0]
+    return False
+
+
 def _calls(graph: fx.Graph) -> set[str]:
     return {str(n.target) for n in graph.nodes if n.op == "call_module"}
 
@@ -83,10 +107,8 @@ def _without(graph: fx.Graph, module: nn.Module, last: str) -> set[str] | None:
         if not _is_add(node):
             continue
         pair = _branch(module, node)
-        if pair is None or pair[0].op != "call_module" or str(pair[0].target) != last:
+        if pair is None or not _ends_in(module, pair[0], last):
             continue
-        if len(pair[0].users) != 1:
-            return None
         before = _calls(graph)
         node.replace_all_uses_with(pair[1])
         graph.erase_node(node)
@@ -117,15 +139,16 @@ def branches_of(module: nn.Module, owner: str) -> tuple[list[Block], dict[str, s
         pair = _branch(module, node)
         if pair is None:
             continue
-        if pair[0].op != "call_module" or len(pair[0].users) != 1:
+        anchor = _anchor(module, pair[0])
+        if anchor is None:
             if _weight(module, _ancestors(pair[0]) - _ancestors(pair[1])):
                 refused[f"{owner or 'the network'}: {node.name}"] = "the branch does not end in a module of its own"
             continue
-        lasts.append(str(pair[0].target))
+        lasts.append(str(anchor.target))
     for last in lasts:
         copy = _trace(module)
         gone = _without(copy, module, last)
-        if lasts.count(last) > 1 or not gone or last not in gone:
+        if not gone or last not in gone:
             refused[f"{owner}.{last}"] = "shared with other parts of the forward pass"
             continue
         if not owner:

@@ -165,8 +165,12 @@ def control(
     """
     speed = max(1.0, settings.speed * settings.steps)
     middle = math.log(scale)
-    low, high = middle - 7.0, middle + 7.0
-    for _ in range(16):
+    first = state.step <= settings.warmup * settings.steps + 1
+    low, high, halvings = middle - 7.0, middle + 7.0, 14
+    if not first:  # it moves slowly: a unit around the last answer is plenty
+        near = min(max(state.log_nu, low + 1.0), high - 1.0)
+        low, high, halvings = near - 1.0, near + 1.0, 7
+    for _ in range(halvings):
         mid = 0.5 * (low + high)
         d = drive(state, settings, r, prices, now, math.exp(mid), 1.0, progress, scale)
         moved = (state.theta - d / speed).clamp(0.0, 1.0) - state.theta
@@ -175,7 +179,7 @@ def control(
         else:
             high = mid
     found = 0.5 * (low + high)
-    return found if state.step <= settings.warmup * settings.steps + 1 else 0.5 * (state.log_nu + found)
+    return found if first else 0.5 * (state.log_nu + found)
 
 
 def advance(

@@ -144,7 +144,7 @@ def over_dim(w: Watcher, name: str, args: Any, kwargs: Any, out: Any) -> None:
     dims = kwargs.get("dim", args[1] if len(args) > 1 else None)
     if name == "normalize":
         dims = kwargs.get("dim", args[2] if len(args) > 2 else 1)
-    if dims is None or isinstance(dims, bool) or isinstance(dims, Tensor) or isinstance(dims, float):
+    if dims is None or isinstance(dims, (bool, float, Tensor)):
         return unknown(w, name, args, kwargs, out)
     dims = [d % x.dim() for d in ([dims] if isinstance(dims, int) else dims)]
     ids = w.of(x)
