@@ -1,1 +1,1 @@
-"""Where shards run."""
+"""Where shards run: in this process (nothing needed), or on a Ray cluster."""

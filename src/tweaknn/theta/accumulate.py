@@ -9,19 +9,23 @@ import numpy as np
 from tweaknn.theta import kernels
 from tweaknn.theta.blocks import Block
 from tweaknn.theta.relations import Relations
-from tweaknn.theta.state import Kept, State, start
+from tweaknn.theta.state import Kept, Own, State, start
 from tweaknn.theta.statistics import fold, keep
 
 
 class Accumulator:
     """Folds micro-batches into one block's state. Buffers are reused; nothing is allocated in the steady state."""
 
-    def __init__(self, block: Block, targets: Sequence[int] | np.ndarray, form: str, budget: int = 1) -> None:
+    def __init__(
+        self, block: Block, targets: Sequence[int] | np.ndarray, form: str, budget: int = 1, own: bool = False
+    ) -> None:
         self.block = block
         empty = start(targets, block.size, form=form, levels=budget)
         self._state = empty
         self._tied, self._mistakes, self._examples = empty.tied.copy(), empty.mistakes.copy(), 0
         self._kept: Kept | None = Kept.empty(1024)
+        c = len(empty.targets)
+        self._own = Own.empty(c, block.size, form == "signed") if own else None
         self._filled = 0
 
     def load(self, state: State) -> None:
@@ -30,11 +34,14 @@ class Accumulator:
         self._tied, self._mistakes, self._examples = state.tied.copy(), state.mistakes.copy(), state.examples
         self._kept = None if state.kept is None else state.kept.grown(max(1024, len(state.kept)))
         self._filled = 0 if state.kept is None else len(state.kept)
+        self._own = state.own
 
     def fold(self, values: np.ndarray, relations: Relations) -> None:
         """values: ``(n, size of the layer)`` float32, C-contiguous, all of the layer's neurons."""
         state, r = self._state, relations
         fold(state.peaks, values, self.block.offset, r, state.form)
+        if self._own is not None:
+            self._own.fold(values, self.block.offset, r)
         if self._kept is not None and len(r.wrong):
             first = 0
             while True:
@@ -82,4 +89,4 @@ class Accumulator:
         self.prune()
         s = self._state
         kept = None if self._kept is None else self._kept.part(self._filled)
-        return State(s.targets, s.form, s.peaks, self._tied, self._mistakes, self._examples, kept)
+        return State(s.targets, s.form, s.peaks, self._tied, self._mistakes, self._examples, kept, self._own)

@@ -65,7 +65,7 @@ def plan(
     Raises:
         InputError: not even one neuron fits.
     """
-    pair = 4 * budget * (1 if form == "plain" else 2)
+    pair = 4 * budget + 1 if form == "plain" else 8 * budget  # maxima, and who has spoken on D_t
     total = sum(sizes)
     room = total if memory is None else memory // (pair * targets)
     if room < 1:

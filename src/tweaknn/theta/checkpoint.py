@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from tweaknn.errors import InputError, TableError
-from tweaknn.theta.state import Kept, State
+from tweaknn.theta.state import Kept, Own, State
 
 
 def write_whole(path: Path, write: Callable[[BinaryIO], None]) -> None:
@@ -110,6 +110,10 @@ def pack(states: Sequence[State]) -> dict[str, Any]:
             arrays[f"{b}.peak{side}"] = peak
         arrays[f"{b}.tied"], arrays[f"{b}.mistakes"] = s.tied, s.mistakes
         arrays[f"{b}.examples"] = np.int64(s.examples)
+        if s.own is not None:
+            arrays[f"{b}.spoke"] = s.own.spoke
+            if s.own.total is not None:
+                arrays[f"{b}.total"] = s.own.total
         if s.kept is not None:
             arrays[f"{b}.row"], arrays[f"{b}.neuron"], arrays[f"{b}.ratio"] = s.kept.row, s.kept.neuron, s.kept.ratio
     return arrays
@@ -124,8 +128,15 @@ def _block(arrays: Mapping[str, np.ndarray], b: int, targets: np.ndarray, form: 
     kept = None
     if f"{b}.row" in arrays:
         kept = Kept(arrays[f"{b}.row"], arrays[f"{b}.neuron"], arrays[f"{b}.ratio"])
+    own = None
+    if f"{b}.spoke" in arrays:
+        spoke = arrays[f"{b}.spoke"]
+        fresh = Own.empty(spoke.shape[0], spoke.shape[1], False)
+        own = Own(spoke, arrays.get(f"{b}.total"), fresh.finished)
     peaks = tuple(arrays[f"{b}.peak{side}"] for side in range(1 if form == "plain" else 2))
-    return State(targets, form, peaks, arrays[f"{b}.tied"], arrays[f"{b}.mistakes"], int(arrays[f"{b}.examples"]), kept)
+    return State(
+        targets, form, peaks, arrays[f"{b}.tied"], arrays[f"{b}.mistakes"], int(arrays[f"{b}.examples"]), kept, own
+    )
 
 
 class Spooled(Sequence[State]):

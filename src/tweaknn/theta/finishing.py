@@ -97,7 +97,7 @@ class Finisher:
         negative = np.zeros(thresholds[0].shape, bool)
         if state.form == "signed":
             negative = counted[1] > counted[0]  # a negative weight only where it corrects strictly more
-            if own is not None:
+            if own is not None and own.total is not None:
                 negative[self.nothing] = own.total[self.nothing] < 0
         chosen = [np.where(negative, pair[-1], pair[0]) for pair in (thresholds, counted, unbounded)]
         return Synapses(
@@ -107,7 +107,7 @@ class Finisher:
             sign=np.where(negative, -1, 1).astype(np.int8),
             unbounded=chosen[2],
             mistakes=state.mistakes,
-            silent=None if own is None else own.largest == 0,
+            silent=None if own is None else own.spoke == 0,
         )
 
 

@@ -18,6 +18,15 @@ from tweaknn.theta.state import State
 from tweaknn.theta.stream import Settings, Stream
 
 
+def tracks_own(neurons: int, targets: int, form: str) -> bool:
+    """Whether the first pass notes what neurons do on D_t, in case the 100 % fall-back is needed.
+
+    It costs a byte a pair in the plain form, nine in the signed one: there only where there are few pairs, else the
+    rare fall-back takes a second pass.
+    """
+    return form == "plain" or neurons * targets <= 1 << 22
+
+
 @dataclass
 class Job:
     """What is to be observed; travels to other processes whole.
@@ -43,7 +52,9 @@ class Job:
             from tweaknn.theta.device import spread
 
             return spread(self.blocks, targets, self.settings.form, self.settings.budget, self.devices)
-        return [Accumulator(b, targets, self.settings.form, self.settings.budget) for b in self.blocks]
+        s = self.settings
+        own = tracks_own(sum(b.size for b in self.blocks), len(targets), s.form)
+        return [Accumulator(b, targets, s.form, s.budget, own) for b in self.blocks]
 
 
 @dataclass

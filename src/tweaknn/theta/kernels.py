@@ -211,12 +211,31 @@ def count_kept(row, neuron, ratio, size, need_plus, need_minus, plus, minus):  #
 
 
 @jit
-def summarize_own(values, offset, own, own_target, largest, total):  # type: ignore[no-untyped-def]
-    """largest |V| and, in units of 2^-24, the sum of V over D_t: integers, so that the order of adding is no matter."""
-    v = largest.shape[1]
+def listen(values, offset, own, own_target, spoke, finished):  # type: ignore[no-untyped-def]
+    """Note which neurons are not 0 somewhere on D_t; chunks whose neurons have all spoken are not looked at again.
+
+    spoke: (c, v) uint8; finished: (c, chunks of CHUNK neurons) uint8.
+    """
+    v = spoke.shape[1]
+    for e in range(len(own)):
+        k, row = own[e], own_target[e]
+        for chunk in range(finished.shape[1]):
+            if finished[row, chunk]:
+                continue
+            a, b = chunk * CHUNK, min(chunk * CHUNK + CHUNK, v)
+            heard = 0
+            for i in range(a, b):
+                s = spoke[row, i] | (1 if values[k, offset + i] != 0 else 0)
+                spoke[row, i] = s
+                heard += s
+            finished[row, chunk] = heard == b - a
+
+
+@jit
+def lean(values, offset, own, own_target, total):  # type: ignore[no-untyped-def]
+    """Sum of V over D_t in units of 2^-24: integers, so that the order of adding is no matter."""
+    v = total.shape[1]
     for e in range(len(own)):
         k, row = own[e], own_target[e]
         for i in range(v):
-            x = values[k, offset + i]
-            largest[row, i] = max(largest[row, i], abs(x))
-            total[row, i] += np.int64(np.float64(x) * 16777216.0)
+            total[row, i] += np.int64(np.float64(values[k, offset + i]) * 16777216.0)

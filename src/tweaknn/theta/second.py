@@ -37,10 +37,10 @@ class Correct:
 
     def __init__(self, block: Block, targets: int) -> None:
         self.block = block
-        self.own = Own(np.zeros((targets, block.size), np.float32), np.zeros((targets, block.size), np.int64))
+        self.own = Own.empty(targets, block.size, True)
 
     def fold(self, values: np.ndarray, r: Relations) -> None:
-        kernels.summarize_own(values, self.block.offset, r.own, r.own_target, self.own.largest, self.own.total)
+        self.own.fold(values, self.block.offset, r)
 
     def note(self, relations: Relations, n: int) -> None:
         pass
@@ -78,7 +78,9 @@ def complete(found: Any, run: Any) -> None:
             counts.append(part)
         finisher.counts = counts
     nothing = np.flatnonzero(finisher.nothing)
-    if len(nothing):
+    own = states[0].own
+    enough = own is not None and (run.settings.form == "plain" or own.total is not None)
+    if len(nothing) and not enough:
         targets = tuple(run.settings.targets[j] for j in nothing)
         correct = [Correct(block, len(targets)) for block in blocks]
         _pass(run.job(blocks, replace(run.settings, targets=targets)), correct, run)
@@ -92,10 +94,11 @@ def _pass(job: Job, folders: list[Any], run: Any) -> None:
 
 
 def _widened(own: Own, rows: np.ndarray, c: int) -> Own:
-    largest = np.full((c, own.largest.shape[1]), np.inf, np.float32)  # other targets: not looked at, not silent
-    total = np.zeros((c, own.total.shape[1]), np.int64)
-    largest[rows], total[rows] = own.largest, own.total
-    return Own(largest, total)
+    spoke = np.ones((c, own.spoke.shape[1]), np.uint8)  # other targets: not looked at, not silent
+    total = np.zeros(spoke.shape, np.int64)
+    assert own.total is not None
+    spoke[rows], total[rows] = own.spoke, own.total
+    return Own(spoke, total)
 
 
 def find_bad(job: Job, layer: str) -> None:

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from tweaknn.errors import InputError
+from tweaknn.theta import kernels
+from tweaknn.theta.kernels import CHUNK
+from tweaknn.theta.relations import Relations
 from tweaknn.theta.synapses import FORMS
 
 
@@ -40,10 +43,40 @@ class Kept:
 
 @dataclass(frozen=True)
 class Own:
-    """What neurons do on D_t, for the 100 % fall-back: largest |V| and sum of V in units of 2^-24, both ``(c, v)``."""
+    """What neurons do on D_t, for the 100 % fall-back (section 3.2.3).
 
-    largest: np.ndarray
-    total: np.ndarray
+    spoke: ``(c, v)`` uint8, 1 where the neuron is not 0 on some example. total: ``(c, v)`` int64, sum of V in units of
+    2^-24, whose sign the signed form takes; None where it was not asked for.
+    """
+
+    spoke: np.ndarray
+    total: np.ndarray | None = None
+    finished: np.ndarray | None = None
+
+    @staticmethod
+    def empty(c: int, v: int, total: bool) -> Own:
+        sums = np.zeros((c, v), np.int64) if total else None
+        return Own(np.zeros((c, v), np.uint8), sums, np.zeros((c, -(-v // CHUNK)), np.uint8))
+
+    def copy(self) -> Own:
+        arrays = (self.spoke, self.total, self.finished)
+        return Own(*(None if a is None else a.copy() for a in arrays))  # type: ignore[arg-type]
+
+    def fold(self, values: np.ndarray, offset: int, r: Relations) -> None:
+        """Take in a batch, in place."""
+        if not len(r.own):
+            return
+        if self.finished is not None:
+            kernels.listen(values, offset, r.own, r.own_target, self.spoke, self.finished)
+        if self.total is not None:
+            kernels.lean(values, offset, r.own, r.own_target, self.total)
+
+    def merged(self, other: Own) -> Own:
+        total = None if self.total is None or other.total is None else self.total + other.total
+        finished = None
+        if self.finished is not None and other.finished is not None:
+            finished = self.finished | other.finished
+        return Own(self.spoke | other.spoke, total, finished)
 
 
 @dataclass(frozen=True)
@@ -98,5 +131,5 @@ def start(
     c = len(wanted)
     sides = 1 if form == "plain" else 2
     peaks = tuple(np.zeros((levels, c, neurons), np.float32) for _ in range(sides))
-    summary = Own(np.zeros((c, neurons), np.float32), np.zeros((c, neurons), np.int64)) if own else None
+    summary = Own.empty(c, neurons, True) if own else None
     return State(wanted, form, peaks, np.zeros(c, bool), np.zeros(c, np.int64), 0, Kept.empty(), summary)

@@ -17,7 +17,7 @@ from tweaknn.errors import InputError, ModelError
 from tweaknn.theta import kernels
 from tweaknn.theta.finishing import EPS2, Finisher
 from tweaknn.theta.relations import FLOAT_MAX, Relations, relate
-from tweaknn.theta.state import Kept, Own, State, start
+from tweaknn.theta.state import Kept, State, start
 from tweaknn.theta.synapses import Synapses
 
 
@@ -36,10 +36,10 @@ def update(state: State, values: np.ndarray, logits: np.ndarray, labels: np.ndar
         raise InputError(f"{len(values)} examples of values and {len(logits)} of logits do not fit.")
     relations = relate(logits, labels, check_targets(state.targets, np.shape(logits)[1]), state.form)
     peaks = tuple(p.copy() for p in state.peaks)
-    own = None if state.own is None else Own(state.own.largest.copy(), state.own.total.copy())
+    own = None if state.own is None else state.own.copy()
     fold(peaks, values, 0, relations, state.form)
     if own is not None:
-        kernels.summarize_own(values, 0, relations.own, relations.own_target, own.largest, own.total)
+        own.fold(values, 0, relations)
     after = replace(
         state,
         peaks=peaks,
@@ -140,7 +140,7 @@ def merge(a: State, b: State) -> State:
         peaks = tuple(np.ascontiguousarray(-np.sort(-x, axis=0)[:q]) for x in both)
     own = None
     if a.own is not None and b.own is not None:
-        own = Own(np.maximum(a.own.largest, b.own.largest), a.own.total + b.own.total)
+        own = a.own.merged(b.own)
     merged = replace(
         a,
         peaks=peaks,

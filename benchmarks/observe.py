@@ -1,0 +1,201 @@
+"""What observing costs beside the plain forward pass: ratios taken in one run, interleaved, medians.
+
+    python benchmarks/observe.py [--quick] [--threads 1] [--json FILE]      the ratios
+    python benchmarks/observe.py --wide [--json FILE]                       1,000 classes, with and without --memory
+    python benchmarks/observe.py --memory [--json FILE]                     peak memory against the number of examples
+    python benchmarks/observe.py --scaling [--plot FILE.png] [--json FILE]  time against |V|, |C|, |D|
+    python benchmarks/observe.py --kernel [--json FILE]                     the kernel against this machine's limits
+
+Images are CIFAR-sized noise, the network an untrained ResNet-20 whose output bias is centred so that it predicts every
+class, labels such that it is right on 86 % of the images: neither the forward pass nor the statistics know the
+difference to real images, except that real mistakes have smaller margins. ``--data FILE.parquet --weights FILE`` takes
+real images and a trained network instead. Every timed call is a whole join: thresholds, counts and the 100 best
+synapses of every class. The plain forward pass is timed at its own best batch size.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+import time
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from networks import ResNet
+
+from tweaknn.network.reader import Reader
+from tweaknn.theta.observe import observe
+
+BATCH = 256
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were taken on."""
+    import numba
+
+    return {
+        "processors": torch.get_num_threads(),
+        "machine": platform.machine(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numba": numba.__version__,
+        "date": date.today().isoformat(),
+    }
+
+
+def case(n: int, classes: int = 10, right: float = 0.86, seed: int = 0) -> tuple[nn.Module, Tensor, Tensor]:
+    """A network, images ``(n, 3, 32, 32)`` and labels it is ``right`` on."""
+    torch.manual_seed(seed)
+    model = ResNet(3, classes).eval()
+    x = torch.randn(n, 3, 32, 32)
+    return model, x, label(model, x, right, seed)
+
+
+def label(model: nn.Module, x: Tensor, right: float, seed: int) -> Tensor:
+    """Centre the output so that every class is predicted, and make labels."""
+    head = [m for m in model.modules() if isinstance(m, nn.Linear)][-1]
+    with torch.inference_mode():
+        out = torch.cat([model(part) for part in x.split(BATCH)])
+        spread = out.std(0)
+        head.weight /= spread[:, None]
+        head.bias.copy_((head.bias - out.mean(0)) / spread)
+        predicted = torch.cat([model(part) for part in x.split(BATCH)]).argmax(1)
+    g = torch.Generator().manual_seed(seed + 1)
+    classes = out.shape[1]
+    shift = torch.randint(1, classes, (len(x),), generator=g)
+    return torch.where(torch.rand(len(x), generator=g) < right, predicted, (predicted + shift) % classes)
+
+
+def forward(model: nn.Module, x: Tensor, batch: int) -> None:
+    with torch.inference_mode():
+        for part in x.split(batch):
+            model(part)
+
+
+def join(reader: Reader, x: Tensor, y: Tensor, targets: Any, **options: Any) -> None:
+    """One whole join."""
+    found = observe(reader, list(zip(x.split(BATCH), y.split(BATCH))), targets, **options)
+    found.best(100)
+
+
+def naive(reader: Reader, x: Tensor, y: Tensor, targets: Any) -> None:
+    """Thresholds as straightforward torch operations: copy, then abs, multiply, amax for each class."""
+    peaks = [torch.zeros(len(targets), layer.size) for layer in reader.layers]
+    for part, its in zip(x.split(32), y.split(32)):
+        held: list[Tensor] = []
+        logits = reader(part, lambda k, a, held=held: held.append(a.reshape(len(a), -1).clone()))
+        top, predicted = logits.max(1)
+        with torch.inference_mode():
+            for j, t in enumerate(targets):
+                rows = (predicted == its) & (its != t)
+                inverse = 1 / (top - logits[:, t])[rows, None]
+                for values, peak in zip(held, peaks):
+                    if len(inverse):
+                        torch.maximum(peak[j], (values[rows].abs() * inverse).amax(0), out=peak[j])
+
+
+def interleaved(calls: dict[str, Callable[[], None]], rounds: int, seconds: float) -> dict[str, list[float]]:
+    """Time every call once a round, in turn, for ``rounds`` rounds or until the time is up (never fewer than 5)."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for call in calls.values():
+        call()  # compiles, allocates
+    begin = time.perf_counter()
+    names = list(calls)
+    for r in range(rounds):
+        if r >= 5 and time.perf_counter() - begin > seconds:
+            break
+        for name in names[r % len(names) :] + names[: r % len(names)]:
+            start = time.perf_counter()
+            calls[name]()
+            times[name].append(time.perf_counter() - start)
+    return times
+
+
+def best_batch(model: nn.Module, x: Tensor) -> int:
+    """The batch size at which the plain forward pass is fastest here."""
+    sizes = (8, 16, 32, 64, 128, 256)
+    times = interleaved({str(b): lambda b=b: forward(model, x[:512], b) for b in sizes}, 5, 1e9)  # type: ignore[misc]
+    return int(min(times, key=lambda b: float(np.median(times[b]))))
+
+
+def ratios(n: int, rounds: int, seconds: float, with_naive: bool = True) -> dict[str, Any]:
+    """Ratios to the plain forward pass at its best batch size: medians over rounds of the ratio within a round."""
+    model, x, y = case(n)
+    hundred, _, _ = case(8, 100)
+    y100 = label(hundred, x, 0.86, 0)
+    reader, reader100 = Reader(model, x[:2]), Reader(hundred, x[:2])
+    batch = best_batch(model, x)
+    every = range(10)
+    calls: dict[str, Callable[[], None]] = {
+        "plain": lambda: forward(model, x, batch),
+        "one_target": lambda: join(reader, x, y, [3]),
+        "ten_classes": lambda: join(reader, x, y, every),
+        "hundred_classes": lambda: join(reader100, x, y100, range(100)),
+        "pooled": lambda: join(reader, x, y, every, reduction="mean"),
+    }
+    few = max(256, n // 8)
+    if with_naive:
+        calls["plain_few"] = lambda: forward(model, x[:few], batch)
+        calls["naive_ten_classes"] = lambda: naive(reader, x[:few], y[:few], every)
+    times = interleaved(calls, rounds, seconds)
+    base = {"naive_ten_classes": "plain_few"}
+    result: dict[str, Any] = {"threads": torch.get_num_threads(), "plain_batch": batch, "rounds": len(times["plain"])}
+    result["spread"] = {}
+    for name in calls:
+        if name.startswith("plain"):
+            continue
+        share = np.array(times[name]) / np.array(times[base.get(name, "plain")])
+        result[name] = round(float(np.median(share)), 4)
+        result["spread"][name] = [round(float(q), 4) for q in np.quantile(share, [0.25, 0.75])]
+    result["plain_ms_an_image"] = round(1e3 * float(np.median(times["plain"])) / n, 4)
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="within 10 minutes on two cores")
+    parser.add_argument("--threads", type=int, help="torch's and ours; default: one, then as many as there are")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--plot", type=Path)
+    for name in ("wide", "memory", "scaling", "kernel"):
+        parser.add_argument(f"--{name}", action="store_true")
+    options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    chosen = [name for name in ("wide", "memory", "scaling", "kernel") if getattr(options, name)]
+    if chosen:
+        import observe_more
+
+        result = getattr(observe_more, chosen[0])(options)
+    else:
+        n, rounds, seconds = (2048, 7, 90.0) if options.quick else (8192, 9, 400.0)
+        result = ratios(n, rounds, seconds)
+        if options.threads is None:
+            from tweaknn.theta.stream import cores
+
+            result = {**result, "other_threads": []}
+            for threads in {1, cores()} - {torch.get_num_threads()}:
+                torch.set_num_threads(threads)
+                result["other_threads"].append(ratios(n, rounds, seconds, with_naive=False))
+        import observe_more
+
+        result["peak_extra_mb"] = observe_more.peak_extra(2048 if options.quick else 8192)["extra_mb"]
+        result["images"] = n
+    result["settings"] = {"batch": BATCH, "seed": 0, "right": 0.86, **machine()}
+    text = json.dumps(result, indent=2)
+    print(text)
+    if options.json:
+        options.json.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()
