@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,9 @@ L2_GRID = (1e-1, 1e-2, 1e-3, 1e-4)
 
 STRENGTHS = (1.0, 0.75, 0.5, 0.25)
 """Multiples of a fitted delta among which validation chooses."""
+
+SLACK = 0.5
+"""Standard errors of target accuracy within which overall accuracy decides, see :func:`second_thought`."""
 
 CONTROLS = ("bias", "random-neurons", "last-layer")
 """What any method has to beat: a constant on each logit, neurons drawn by lot, the last hidden layer alone."""
@@ -104,10 +107,57 @@ def settle(setting: Setting, name: str, delta: Delta, logits: np.ndarray, **note
         point = operate(base, scaled, labels, setting.targets, setting.promise, classes=setting.classes)
         tried.append(((point.feasible, round(point.value, 12), point.overall), point, strength, scaled))
     _, point, strength, scaled = max(tried, key=lambda row: row[0])
+    point = second_thought(setting, scaled, point)
     moved = scaled + point.bias.astype(np.float32)
     comparison = compare_logits(base, moved, labels, setting.classes)
     final = (delta if strength == 1.0 else delta * strength).with_bias(torch.from_numpy(point.bias.astype(np.float32)))
     return Candidate(name, final, moved, comparison, point, {**notes, "strength": strength})
+
+
+def second_thought(setting: Setting, logits: np.ndarray, point: OperatingPoint) -> OperatingPoint:
+    """Among operating points whose target accuracy validation cannot tell from the best, the one best for everybody.
+
+    The best point spends every class's slack to the last example. Those within :data:`SLACK` standard errors of its
+    target accuracy keep the same promise, and the highest overall accuracy among them generalises better: on thirds of
+    CIFAR-10's training split half a standard error cost 0.4 points of target gain and gave 0.5 points of overall
+    accuracy and a third less harm (``benchmarks/second_thought.py``).
+    """
+    promise, labels, targets = (
+        setting.promise.resolve(setting.classes, len(setting.classes)),
+        setting.validation.labels,
+        setting.targets,
+    )
+    if not point.feasible or promise.costs is not None or promise.specificity or promise.weights:
+        return point
+    counts = np.bincount(labels, minlength=len(setting.classes)).astype(float)
+    share = point.per_class[list(targets)]
+    error = float(np.sqrt((share * (1 - share) / counts[list(targets)]).sum())) / len(targets)
+    floors = {j: float(promise.floors.get(j, 0.0)) for j in range(len(counts)) if counts[j]}
+    for j in floors:
+        base = float(point.base_per_class[j])
+        if promise.kind == "floors":
+            floors[j] = max(floors[j], base - promise.tolerance)
+        if promise.max_drop is not None:
+            floors[j] = max(floors[j], base - promise.max_drop)
+        if j in targets:
+            floors[j] = max(
+                floors[j], base if promise.kind != "mixed" else 0.0, float(point.per_class[j]) - SLACK * error
+            )
+    drop = promise.tolerance if promise.kind == "overall" else promise.overall_drop
+    everybody = Promise(
+        "mixed",
+        floors={j: min(1.0, max(0.0, floor)) for j, floor in floors.items()},
+        overall_drop=drop,
+        weights={j: float(counts[j]) for j in floors},
+    )
+    base_logits = setting.validation.logits
+    found = operate(base_logits, logits, labels, list(floors), everybody, starts=[point.bias])
+    if not found.feasible or found.overall <= point.overall:
+        return point
+    target = float(found.per_class[list(targets)].mean())
+    return replace(
+        point, bias=found.bias, target=target, value=target, overall=found.overall, per_class=found.per_class
+    )
 
 
 def bias_alone(setting: Setting) -> Candidate:
