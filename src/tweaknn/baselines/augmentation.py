@@ -16,7 +16,7 @@ from tweaknn.baselines.task import Task, seeded
 from tweaknn.baselines.training import fresh_copy, train
 
 
-@method("da", "a new layer after the last representation layer, fine-tuned", depends_on_targets=False)
+@method("da", "a new layer after the last representation layer, fine-tuned", depends_on_targets=False, trains=True)
 def da(task: Task, hidden: int = 512) -> Outcome:
     """Depth augmentation: ``hidden`` new units between features and classifier, both random, everything
     fine-tuned."""
@@ -25,7 +25,7 @@ def da(task: Task, hidden: int = 512) -> Outcome:
     return _tune(task, model, "da", hidden)
 
 
-@method("wa", "a new layer beside the last representation layer, fine-tuned", depends_on_targets=False)
+@method("wa", "a new layer beside the last representation layer, fine-tuned", depends_on_targets=False, trains=True)
 def wa(task: Task, hidden: int = 512) -> Outcome:
     """Width augmentation: ``hidden`` new units that read what the last representation layer reads, everything
     fine-tuned."""

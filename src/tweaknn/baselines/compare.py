@@ -120,6 +120,8 @@ def key_of(identity: dict[str, Any], name: str, seed: int, targets: Sequence[int
     """Which runs may be reused for one another: same network, data, settings, seed, method and, where it matters,
     targets."""
     relevant = {**identity, "method": name, "seed": seed}
+    if not get(name).trains:
+        relevant["training"] = identity["training"]["penalties"]  # nothing else of it reaches this method
     if get(name).depends_on_targets:
         relevant["targets"] = list(targets)
     return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()[:24]

@@ -14,7 +14,7 @@ from tweaknn.baselines.task import Task, seeded
 from tweaknn.baselines.training import fresh_copy, train
 
 
-@method("lora", "low-rank updates of every layer, through PEFT", depends_on_targets=False)
+@method("lora", "low-rank updates of every layer, through PEFT", depends_on_targets=False, trains=True)
 def lora(task: Task, rank: int = 8) -> Outcome:
     """Rank-``rank`` updates beside every linear and convolution layer, the base's weights frozen.
 

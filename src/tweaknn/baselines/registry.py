@@ -18,7 +18,8 @@ class Method:
     """A way to make targets better: ``run(task)`` gives an :class:`Outcome` or raises :class:`NotApplicable`.
 
     ``depends_on_targets``: whether its training is another one for other targets (else its result is shared between
-    target sets). ``ours``: whether this package stands behind it, rather than shows it for comparison.
+    target sets). ``trains``: whether it follows the :class:`Training` settings beyond the penalties. ``ours``:
+    whether this package stands behind it, rather than shows it for comparison.
     """
 
     name: str
@@ -26,16 +27,19 @@ class Method:
     summary: str
     ours: bool = False
     depends_on_targets: bool = True
+    trains: bool = False
 
 
 _METHODS: dict[str, Method] = {}
 
 
-def method(name: str, summary: str, *, ours: bool = False, depends_on_targets: bool = True) -> Callable[[Run], Run]:
+def method(
+    name: str, summary: str, *, ours: bool = False, depends_on_targets: bool = True, trains: bool = False
+) -> Callable[[Run], Run]:
     """Register a function as the method ``name``."""
 
     def register(run: Run) -> Run:
-        _METHODS[name] = Method(name, run, summary, ours, depends_on_targets)
+        _METHODS[name] = Method(name, run, summary, ours, depends_on_targets, trains)
         return run
 
     return register
@@ -91,7 +95,11 @@ def get(name: str) -> Method:
     if name.startswith(PREFIX) and under in known and under != "oversampling":
         inner = known[under]
         return Method(
-            name, lambda task: _oversampled(task, inner), f"{inner.summary}, on an oversampled base", inner.ours
+            name,
+            lambda task: _oversampled(task, inner),
+            f"{inner.summary}, on an oversampled base",
+            inner.ours,
+            trains=True,
         )
     raise InputError(f"Unknown method {name!r}; choose all, or some of {', '.join(known)} (or {PREFIX}NAME).")
 

@@ -23,13 +23,13 @@ SCRATCH = 10.0
 """How much longer training from the beginning is than fine-tuning, unless ``scratch_epochs`` says otherwise."""
 
 
-@method("retraining-1", "whole network fine-tuned, the targets' loss times a penalty")
+@method("retraining-1", "whole network fine-tuned, the targets' loss times a penalty", trains=True)
 def retraining_1(task: Task) -> Outcome:
     """Retraining-1: the targets' loss multiplied."""
     return _ladder(task, "retraining-1", lambda penalty: _train(task, "retraining-1", _on_targets(task, penalty)))
 
 
-@method("retraining-2", "whole network fine-tuned, the other classes' loss times 0.9 or less")
+@method("retraining-2", "whole network fine-tuned, the other classes' loss times 0.9 or less", trains=True)
 def retraining_2(task: Task) -> Outcome:
     """Retraining-2: the off-target classes' loss multiplied by at most 0.9; the penalties' inverses are the
     ladder."""
@@ -43,7 +43,7 @@ def retraining_2(task: Task) -> Outcome:
     return _ladder(task, "retraining-2", run, factors)
 
 
-@method("retraining-3", "trained from the beginning, the targets' loss times a penalty")
+@method("retraining-3", "trained from the beginning, the targets' loss times a penalty", trains=True)
 def retraining_3(task: Task) -> Outcome:
     """Retraining-3: from scratch; the penalty is Retraining-1's first candidate of 2 or more, as 10 runs cost too
     much."""
@@ -57,7 +57,7 @@ def retraining_3(task: Task) -> Outcome:
     return outcome(task, trained, {"penalty": penalty, "iterations": trained.iterations})
 
 
-@method("retraining-4", "as retraining-1, with dropout of one half before the last layer")
+@method("retraining-4", "as retraining-1, with dropout of one half before the last layer", trains=True)
 def retraining_4(task: Task) -> Outcome:
     """Retraining-4: with dropout 0.5, in the network's own dropout places or before its last linear layer."""
     with_dropout(task.model, task)  # says at once when there is no place for it
@@ -68,7 +68,7 @@ def retraining_4(task: Task) -> Outcome:
     )
 
 
-@method("retraining-5", "whole network fine-tuned, the targets' examples drawn more often")
+@method("retraining-5", "whole network fine-tuned, the targets' examples drawn more often", trains=True)
 def retraining_5(task: Task) -> Outcome:
     """Retraining-5: the targets' examples are drawn ``penalty`` times as often."""
 
@@ -80,7 +80,9 @@ def retraining_5(task: Task) -> Outcome:
     return _ladder(task, "retraining-5", run)
 
 
-@method("oversampling", "whole network fine-tuned, every class drawn equally often", depends_on_targets=False)
+@method(
+    "oversampling", "whole network fine-tuned, every class drawn equally often", depends_on_targets=False, trains=True
+)
 def oversampling(task: Task) -> Outcome:
     """Oversampling: each class equally often [90]; on balanced data this is plain fine-tuning."""
     p = _balanced(task)

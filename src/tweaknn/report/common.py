@@ -42,25 +42,15 @@ def cost_words(classes: Sequence[str], before: Sequence[float | None], after: Se
     return f"and {classes[worst]} pays most: {abs(100 * d[worst]):.1f} points{more}"
 
 
-def headline(
-    who: str,
-    name: str,
-    targets: Sequence[str],
-    before: float,
-    after: float,
-    cost: str,
-) -> str:
-    """The page's first sentence: what improved and at whose cost."""
+def headline(where: str, name: str, targets: Sequence[str], before: float, after: float, cost: str) -> str:
+    """The page's first sentence: what improved and at whose cost. ``where``: "5,000 test images"."""
     gain = after - before
     several = len(targets) > 1
-    verb = ("rise" if several else "rises") if gain > 5e-5 else ("fall" if several else "falls")
     if abs(gain) <= 5e-5:
-        return f"{who}, {name} leaves {join_names(targets)} where {'they were' if several else 'it was'}, {cost}."
-    mean = "on average " if several else ""
-    return (
-        f"{who}, {name}: {join_names(targets)} {verb} {mean}from {percent(before)} to {percent(after)} % "
-        f"({points(gain)} points), {cost}."
-    )
+        return f"With {name}, {join_names(targets)} stay{'' if several else 's'} as before on {where}, {cost}."
+    verb = ("rise" if several else "rises") if gain > 0 else ("fall" if several else "falls")
+    mean = " on average" if several else ""
+    return f"With {name}, {join_names(targets)} {verb}{mean} from {percent(before)} to {percent(after)} % on {where}, {cost}."
 
 
 def tiles(base: dict[str, Any], after: dict[str, Any], several: bool) -> list[dict[str, str]]:

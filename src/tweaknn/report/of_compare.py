@@ -43,9 +43,9 @@ def compare_page(result: dict[str, Any]) -> dict[str, Any]:
     name = views[start]["name"]
     chosen = views[start]["modes"]["floors"]
     seeds = result["settings"]["seeds"]
-    who = f"On {result['n']:,} test images"
+    where = f"{result['n']:,} test images"
     sentence = headline(
-        who, f"with {name}", targets, base["target"], chosen["target"], cost_words(classes, before, chosen["per_class"])
+        where, name, targets, base["target"], chosen["target"], cost_words(classes, before, chosen["per_class"])
     )
     controls = [v for v in views if v["name"] in ("bias", "random-neurons", "last-layer")]
     beside = "Under the same promise (no class below its base accuracy on validation) "

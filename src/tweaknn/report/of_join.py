@@ -20,33 +20,32 @@ def join_page(result: dict[str, Any]) -> dict[str, Any]:
     counts = [base["counts"][name] for name in classes]
     chosen = result.get("chosen")
     extra = result.get("extra") or {}
+    if chosen is not None and "tweaked" in extra:
+        return _on_other_images(result, extra)
     views = []
     for name, c in result["candidates"].items():
-        after = listed(c["per_class"], classes)
-        mode = _mode("operated as promised", after, c, before)
-        mode["confusion"] = (c.get("confusion") or extra.get("confusion")) if name == chosen else c.get("confusion")
+        mode = _mode("operated as promised", listed(c["per_class"], classes), c, before)
+        mode["confusion"] = c.get("confusion")
         views.append(
             {
                 "name": name,
                 "summary": _summary(name, c),
                 "modes": {"chosen": mode},
-                "front": (c.get("front") or (extra.get("front", []) if name == chosen else [])),
+                "front": c.get("front") or [],
             }
         )
     start = next((k for k, v in enumerate(views) if v["name"] == chosen), 0)
     now = views[start]["modes"]["chosen"]
     n = result.get("n_validation", int(sum(counts)))
-    who = f"On {n:,} validation images"
-    if chosen is None:
-        sentence = result["sentence"]
-    else:
-        cost = cost_words(classes, before, now["per_class"])
-        sentence = headline(who, f"with {chosen}", targets, base["target"], now["target"], cost)
+    cost = cost_words(classes, before, now["per_class"])
+    sentence = result["sentence"]
+    if chosen is not None:
+        sentence = headline(f"{n:,} validation images", chosen, targets, base["target"], now["target"], cost)
     others = [v for v in views if v["name"] != views[start]["name"]]
     beside = "By the same rule on the same images: " + "; ".join(
         f"{v['name']} {points(v['modes']['chosen']['target'] - base['target'])}" for v in others
     )
-    base_confusion = extra.get("base_confusion") or base.get("confusion")
+    base_confusion = base.get("confusion")
     return {
         "title": f"{', '.join(targets)}: what the join did",
         "what": f"a join for {', '.join(targets)}",
@@ -59,7 +58,26 @@ def join_page(result: dict[str, Any]) -> dict[str, Any]:
         "views": views,
         "table": class_table(classes, counts, before, now["per_class"]),
         "payers": cost_words(classes, before, now["per_class"]).removeprefix("and ").capitalize() + ".",
-        "methods": _methods(result, views),
+        **_controls(result),
+        "confusion": base_confusion is not None and len(classes) <= 60,
+        "neurons": extra.get("neurons"),
+        "settings": _settings(result),
+        "interactive": _interactive(classes, targets, counts, before, base, base_confusion, views, start, "chosen"),
+    }
+
+
+def _settings(result: dict[str, Any]) -> list[tuple[str, str]]:
+    return [
+        *flat({k: v for k, v in result.get("settings", {}).items() if k != "p_value_targets"}),
+        *flat({"promise": result.get("promise", {})}),
+        *flat({k: result[k] for k in ("model", "train", "validation", "out") if result.get(k)}),
+        *([("SHA-256 of the network", result["fingerprint"])] if result.get("fingerprint") else []),
+    ]
+
+
+def _controls(result: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "methods": _methods(result),
         "methods_head": [
             "candidate",
             "target %",
@@ -72,60 +90,76 @@ def join_page(result: dict[str, Any]) -> dict[str, Any]:
         ],
         "methods_note": "The method and the controls on the same validation images, each operated by the same rule; the best "
         "was handed over.",
-        "confusion": base_confusion is not None and len(classes) <= 60,
-        "neurons": extra.get("neurons"),
-        "settings": [
-            *flat({k: v for k, v in result.get("settings", {}).items() if k != "p_value_targets"}),
-            *flat({"promise": result.get("promise", {})}),
-            *([("SHA-256 of the network", result["fingerprint"])] if result.get("fingerprint") else []),
-        ],
-        "interactive": _interactive(classes, targets, counts, before, base, base_confusion, views, start, "chosen"),
+    }
+
+
+def _on_other_images(result: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
+    """A join's page with everything measured on images given to the report; the controls stay validation figures."""
+    page = _page(extra, result["classes"], result["targets"], result["chosen"], extra.get("front") or [])
+    return {
+        **page,
+        "title": f"{', '.join(result['targets'])}: what the join did",
+        "what": f"a join for {', '.join(result['targets'])}, on images it did not see",
+        "beside": result["sentence"],
+        "warnings": list(result.get("warnings", [])),
+        **_controls(result),
+        "settings": _settings(result),
     }
 
 
 def evaluate_page(result: dict[str, Any]) -> dict[str, Any]:
     """The page of ``tweaknn evaluate --delta --json``: base and tweaked on one data set; the most improved class
-    is the target."""
-    classes = result["classes"] or list(result["base"]["per_class"])
-    base, tweaked = result["base"], result["tweaked"]
-    before, after = listed(base["per_class"], classes), listed(tweaked["per_class"], classes)
-    gain = [-2.0 if a is None or b is None else a - b for a, b in zip(after, before)]
-    target = int(np.argmax(gain))
-    counts = [base["counts"][name] for name in classes]
-    base_target, after_target = before[target] or 0.0, after[target] or 0.0
-    found = {**tweaked, "target": after_target, "E": result["E"]}
-    mode = _mode("as it is", after, found, before)
+    is the target.
+
+    With ``extra`` it shows what was measured on the images given to the report.
+    """
     extra = result.get("extra") or {}
-    mode["confusion"] = extra.get("confusion")
-    views = [
-        {
-            "name": "tweaked",
-            "summary": "The network with its Δnn.",
-            "modes": {"chosen": mode},
-            "front": extra.get("front", []),
-        }
-    ]
-    name, n = classes[target], result["n"]
+    source = extra if "tweaked" in extra else result
+    classes = result["classes"] or list(result["base"]["per_class"])
+    before, after = listed(source["base"]["per_class"], classes), listed(source["tweaked"]["per_class"], classes)
+    gain = [-2.0 if a is None or b is None else a - b for a, b in zip(after, before)]
+    target = classes[int(np.argmax(gain))]
+    page = _page(source, classes, [target], "the Δnn", source.get("front") or [])
+    page["beside"] = f"{target} gains most. The paired test of overall correctness gives p = {source['p_value']:.2g}."
+    page["settings"] = flat({k: result[k] for k in ("model", "data", "deltas", "skipped") if k in result})
+    page["neurons"] = extra.get("neurons")
+    return page
+
+
+def _page(
+    source: dict[str, Any], classes: list[str], targets: list[str], name: str, front: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """A page about one change measured on one set of images: ``base``, ``tweaked``, ``E`` as ``tweaknn evaluate``
+    writes them."""
+    base, tweaked, n = source["base"], source["tweaked"], source["n"]
+    before, after = listed(base["per_class"], classes), listed(tweaked["per_class"], classes)
+    counts = [base["counts"][c] for c in classes]
+    at = [classes.index(t) for t in targets]
+    base_target = float(np.mean([before[j] or 0.0 for j in at]))
+    target = float(np.mean([after[j] or 0.0 for j in at]))
+    mode = _mode("as it is", after, {**tweaked, "target": target, "E": source["E"]}, before)
+    mode["confusion"] = source.get("confusion")
+    views = [{"name": name, "summary": "The network with its Δnn.", "modes": {"chosen": mode}, "front": front}]
     cost = cost_words(classes, before, after)
     figures = {**base, "target": base_target}
     return {
         "title": f"Base and tweaked on {n:,} images",
         "what": "base and tweaked network side by side",
-        "sentence": headline(f"On {n:,} images", "with the Δnn", [name], base_target, after_target, cost),
-        "beside": f"{name} gains most. The paired test of overall correctness gives p = {result['p_value']:.2g}.",
-        "tiles": tiles(figures, mode, False),
+        "sentence": headline(f"{n:,} images", name, targets, base_target, target, cost),
+        "beside": "",
+        "tiles": tiles(figures, mode, len(targets) > 1),
         "split": f"{n:,} images",
-        "targets": [name],
+        "targets": targets,
         "warnings": [],
         "views": views,
         "table": class_table(classes, counts, before, after),
         "payers": cost.removeprefix("and ").capitalize() + ".",
         "methods": None,
-        "confusion": extra.get("base_confusion") is not None,
-        "neurons": extra.get("neurons"),
-        "settings": flat({k: result[k] for k in ("model", "data", "deltas", "skipped") if k in result}),
+        "confusion": source.get("base_confusion") is not None and len(classes) <= 60,
+        "neurons": source.get("neurons"),
+        "settings": [],
         "interactive": _interactive(
-            classes, [name], counts, before, figures, extra.get("base_confusion"), views, 0, "chosen"
+            classes, targets, counts, before, figures, source.get("base_confusion"), views, 0, "chosen"
         ),
     }
 
@@ -157,16 +191,14 @@ def _summary(name: str, c: dict[str, Any]) -> str:
     return known.get(name, "") + (f" {reason}" if reason else "")
 
 
-def _methods(result: dict[str, Any], views: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _methods(result: dict[str, Any]) -> list[dict[str, Any]]:
     base = result["base"]
     first = ["–"] * 7
     first[:3] = [percent(base["target"]), percent(base["overall"]), percent(base["balanced"])]
     rows = [{"name": "the untouched network", "summary": "", "tone": "base", "reason": "", "cells": first}]
     controls = set(result.get("controls", []))
-    for view in views:
-        c = result["candidates"][view["name"]]
-        tone = "" if view["name"] in controls else "ours"
-        chosen = " (handed over)" if view["name"] == result.get("chosen") else ""
+    for name, c in result["candidates"].items():
+        chosen = " (handed over)" if name == result.get("chosen") else ""
         cells = [
             f"{percent(c['target'])} ({points(c['target'] - base['target'])})",
             f"{percent(c['overall'])} ({points(c['overall'] - base['overall'])})",
@@ -176,9 +208,8 @@ def _methods(result: dict[str, Any], views: list[dict[str, Any]]) -> list[dict[s
             "–" if c.get("nll") is None else f"{c['nll']:.3f}",
             f"{c['parameters']:,}",
         ]
-        rows.append(
-            {"name": view["name"] + chosen, "summary": view["summary"], "tone": tone, "reason": "", "cells": cells}
-        )
+        tone = "" if name in controls else "ours"
+        rows.append({"name": name + chosen, "summary": _summary(name, c), "tone": tone, "reason": "", "cells": cells})
     return rows
 
 

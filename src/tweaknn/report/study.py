@@ -14,6 +14,7 @@ from torch import nn
 from tweaknn.delta import Delta
 from tweaknn.delta.heads import Linear
 from tweaknn.inputs import Examples
+from tweaknn.join.comparison import compare_logits
 from tweaknn.join.dissertation import read_positions
 from tweaknn.join.table import read_pooled
 from tweaknn.measure import confusion_matrix, error_e, per_class_accuracy, shift_front, shifted_accuracy
@@ -49,6 +50,7 @@ def study(
         after, _ = collect_logits(delta.attach(model), examples.loader(batch_size))
         found["confusion"] = confusion_matrix(after.argmax(1), labels, c).tolist()
         found["front"] = front(base, after, labels, targets)
+        found.update(compare_logits(base, after, labels, examples.classes).to_dict())
     found["neurons"] = neurons(reader, examples, base, labels, targets[0], delta, batch_size)
     return found
 
@@ -144,16 +146,11 @@ def _of_theta(
         wrong = (labels == target) & (predicted != target) & (v != 0)
         correct = (labels != target) & (predicted == labels) & (v != 0)
         layer = layers[int(best.layer[0])]
+        label, axis = f"E_w and E_c of the best synapse for {name}", "weight that flips the example"
         series = [("E_c", ratio[correct], "bar soft"), ("E_w", ratio[wrong], "bar warm")]
         charts.append(
             {
-                "svg": histogram(
-                    series,
-                    f"E_w and E_c of the best synapse for {name}",
-                    "weight that flips the example",
-                    abs(float(best.weight[0])),
-                    clip=0.9,
-                ),
+                "svg": histogram(series, label, axis, abs(float(best.weight[0])), clip=0.9),
                 "caption": f"The best synapse, {layer} neuron {int(best.index[0])} to {name} (Fig. 3.3): weights up to the threshold "
                 f"correct {int(best.count[0])} of the target's mistakes (E_w) and harm no other class's correct image (E_c).",
             }
