@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
+import secrets
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from tweaknn.delta.header import check_header, strict_json
 from tweaknn.delta.heads import MLP, Head, Linear
 from tweaknn.delta.value import Delta, Read, Term
 from tweaknn.errors import DeltaError
@@ -30,8 +32,10 @@ def save(delta: Delta, path: str | os.PathLike[str]) -> None:
     """
     target = Path(path)
     payload = to_bytes(delta)
+    # beside the target, under a name of its own: two processes that save to one path leave one whole file
+    temporary = target.parent / f".{target.name[:100]}.{secrets.token_hex(8)}.part"
     try:
-        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")
+        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     except OSError as error:
         raise DeltaError(
             f"Cannot write {target}: {error.strerror or error}; choose a folder you can write to."
@@ -41,10 +45,9 @@ def save(delta: Delta, path: str | os.PathLike[str]) -> None:
             stream.write(payload)
             stream.flush()
             os.fsync(stream.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, target)
     except BaseException as error:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         if isinstance(error, OSError):
             raise DeltaError(f"Cannot write {target}: {error.strerror or error}.") from None
         raise
@@ -57,12 +60,15 @@ def load(path: str | os.PathLike[str]) -> Delta:
         DeltaError: it does not exist, is truncated, altered, foreign, too large, of a newer format, or holds NaN.
     """
     try:
-        size = os.stat(path).st_size
-        if size > LARGEST:
-            raise DeltaError(f"{path} is {size} bytes long; a Δnn file is never larger than {LARGEST}.")
-        payload = Path(path).read_bytes()
-    except OSError as error:
-        raise DeltaError(f"Cannot read {path}: {error.strerror or error}.") from None
+        found = os.stat(path)
+        if not stat.S_ISREG(found.st_mode):
+            raise DeltaError(f"{path} is not a file; a Δnn file is needed.")
+        if found.st_size > LARGEST:
+            raise DeltaError(f"{path} is {found.st_size} bytes long; a Δnn file is never larger than {LARGEST}.")
+        with open(path, "rb") as stream:
+            payload = stream.read(found.st_size)
+    except (OSError, ValueError) as error:
+        raise DeltaError(f"Cannot read {path}: {getattr(error, 'strerror', None) or error}.") from None
     try:
         return from_bytes(payload)
     except DeltaError as error:
@@ -111,29 +117,27 @@ def to_bytes(delta: Delta) -> bytes:
 
 def from_bytes(payload: bytes) -> Delta:
     """Build a delta from a file's content; nothing in it is executed. Raises DeltaError."""
-    try:
-        tensors = safetensors.torch.load(payload)
-        raw = _metadata(payload)
-    except Exception as error:  # the safetensors reader raises its own class for anything malformed
-        raise DeltaError(f"not a whole Δnn file ({type(error).__name__}); it may be truncated.") from None
-    if raw is None:
-        raise DeltaError("a safetensors file, but not one of tweaknn's: its metadata lacks the entry 'tweaknn'.")
-    try:
-        header = json.loads(raw)
-        version = header["format"]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        raise DeltaError("the metadata entry 'tweaknn' is not what this format says.") from None
-    if not isinstance(version, int) or version < 1:
-        raise DeltaError(f"format {version!r} is none this version knows.")
+    raw = _metadata(payload)
+    header = strict_json(raw)
+    if not isinstance(header, dict):
+        raise DeltaError("the metadata entry 'tweaknn' is not what this format says.")
+    version = header.get("format")
+    if isinstance(version, bool) or not isinstance(version, int) or version < 1:
+        raise DeltaError("the metadata entry 'tweaknn' names no format that this version knows.")
     if version > FORMAT:
         raise DeltaError(f"format {version} is newer than this tweaknn reads (up to {FORMAT}); upgrade tweaknn.")
     try:
-        stored = header.pop("sha256")
+        tensors = safetensors.torch.load(payload)
+    except Exception as error:  # the safetensors reader raises its own class for anything malformed
+        raise DeltaError(f"not a whole Δnn file ({type(error).__name__}); it may be truncated.") from None
+    try:
+        stored = header.pop("sha256", None)
         actual = content_hash(header, tensors)
         if stored != actual:
             raise DeltaError(
-                f"the content was altered: its SHA-256 is {actual[:16]}..., the file says {stored[:16]}..."
+                f"the content was altered: its SHA-256 is {actual[:16]}..., the file says {str(stored)[:16]}..."
             )
+        check_header(header)
         return _build(header, tensors)
     except DeltaError:
         raise
@@ -153,15 +157,20 @@ def content_hash(header: dict[str, Any], tensors: dict[str, Tensor]) -> str:
 
 def delta_hash(delta: Delta) -> str:
     """The content hash that ``delta``'s file carries: its name, as it were."""
-    raw = _metadata(to_bytes(delta))
-    assert raw is not None
-    return str(json.loads(raw)["sha256"])
+    return str(json.loads(_metadata(to_bytes(delta)))["sha256"])
 
 
-def _metadata(payload: bytes) -> str | None:
-    """The 'tweaknn' entry; safetensors has checked the header's bounds before."""
+def _metadata(payload: bytes) -> str:
+    """The 'tweaknn' entry, before any tensor is looked at."""
     length = int.from_bytes(payload[:8], "little")
-    return json.loads(payload[8 : 8 + length]).get("__metadata__", {}).get("tweaknn")
+    if len(payload) < 10 or length > len(payload) - 8:
+        raise DeltaError("not a whole Δnn file; it may be truncated.")
+    outer = strict_json(payload[8 : 8 + length])
+    metadata = outer.get("__metadata__") if isinstance(outer, dict) else None
+    raw = metadata.get("tweaknn") if isinstance(metadata, dict) else None
+    if not isinstance(raw, str):
+        raise DeltaError("not one of tweaknn's files: its metadata lacks the entry 'tweaknn'.")
+    return raw
 
 
 def _build(header: dict[str, Any], tensors: dict[str, Tensor]) -> Delta:
@@ -188,6 +197,10 @@ def _build(header: dict[str, Any], tensors: dict[str, Tensor]) -> Delta:
         else:
             raise DeltaError(f"a term of kind {spec['head']!r} is none this version knows.")
         terms.append(Term(reads, head))
+    named = {"bias"} | {f"term.{t}.read.{r}" for t, term in enumerate(terms) for r in range(len(term.reads))}
+    named |= {f"term.{t}.head.{name}" for t, term in enumerate(terms) for name in term.head.tensors()}
+    if set(tensors) != named:
+        raise DeltaError(f"it holds tensors that its header does not name: {sorted(set(tensors) - named)[:3]}.")
     return Delta(
         terms=tuple(terms),
         bias=tensors["bias"],
@@ -201,9 +214,3 @@ def _build(header: dict[str, Any], tensors: dict[str, Tensor]) -> Delta:
         meta=dict(header["meta"]),
         below=tuple(str(name) for name in header["below"]),
     )
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

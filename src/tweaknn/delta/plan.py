@@ -16,6 +16,7 @@ from torch import Tensor
 
 from tweaknn.delta.heads import MLP, Linear
 from tweaknn.delta.value import LOGITS, Delta, Read
+from tweaknn.errors import DeltaError
 
 Key = tuple[str, str]
 """(layer, primitive): primitive is ``position``, ``sum``, ``max``, ``quarters`` or ``grid2``."""
@@ -84,6 +85,9 @@ def plan(delta: Delta) -> Plan:
         primitive.start = features
         features += primitive.width
     touched = delta.touched
+    stored = sum(tensor.numel() for term in delta.terms for tensor in term.head.tensors().values())
+    if features * len(touched) > max(1 << 26, 64 * stored):
+        raise DeltaError("This delta's terms cannot be joined in reasonable memory; attach them one on another.")
     where = {j: position for position, j in enumerate(touched)}
     weight = torch.zeros(features, len(touched), dtype=torch.float64)
     linear = False

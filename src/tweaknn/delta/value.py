@@ -102,13 +102,18 @@ class Delta:
     below: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        if self.bias.dtype not in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
+            raise DeltaError(f"The delta's bias holds {self.bias.dtype}, not floating-point numbers.")
         if self.bias.ndim != 1 or self.bias.numel() < 2 or not bool(torch.isfinite(self.bias).all()):
             raise DeltaError("The delta's bias is not one finite number a class.")
         if self.classes is not None and len(self.classes) != self.n_classes:
             raise DeltaError(f"The delta has {self.n_classes} logits and {len(self.classes)} class names.")
+        shapes: dict[str, tuple[Any, ...]] = {}
         for term in self.terms:
             for read in term.reads:
                 read.check()
+                if shapes.setdefault(read.layer, (read.shape, read.channel_axis)) != (read.shape, read.channel_axis):
+                    raise DeltaError(f"The delta reads layer {read.layer} in two shapes.")
             term.head.check(self.n_classes)
             if term.neurons != term.head.inputs:
                 raise DeltaError(f"The delta reads {term.neurons} neurons for {term.head.inputs} inputs.")
@@ -180,6 +185,18 @@ class Delta:
 
     def __sub__(self, other: Delta) -> Delta:
         return self + (-other)
+
+    def on(self, other: Delta) -> Delta:
+        """The same change, made for ``nn + other``: its file then says that ``other`` lies below it.
+
+        Raises:
+            InputError: they were made for different bases.
+        """
+        from tweaknn.delta.file import delta_hash
+
+        if self.base != other.base:
+            raise InputError(f"Base {self.base[:12]} of this delta is not that of the one below, {other.base[:12]}.")
+        return replace(self, below=(*other.below, delta_hash(other)))
 
     def only(self, classes: Sequence[int | str]) -> Delta:
         """Only what changes the logits of these classes."""

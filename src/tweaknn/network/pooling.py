@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -13,7 +15,7 @@ def width(reduction: str, shape: tuple[int, ...], channel_axis: int) -> int:
     """Number of neurons a reduction leaves of a layer of ``shape`` (without the batch)."""
     channels = shape[channel_axis]
     if reduction == "position":
-        return int(torch.Size(shape).numel())
+        return math.prod(shape)
     return channels * 4 if reduction == "grid2" else channels
 
 

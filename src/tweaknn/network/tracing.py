@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import operator
+import threading
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,8 +88,9 @@ def trace(model: nn.Module, x: Any) -> Trace:
     with eval_mode(model), torch.inference_mode():
         try:
             # 'eval' tracing: dropout and friends fold to what they are at inference
-            tracer = NodePathTracer(autowrap_modules=(__import__("math"),))
-            graph = tracer.trace(model)
+            tracer = OwnThreadTracer(autowrap_modules=(math,))
+            with _TRACING:
+                graph = tracer.trace(model)
             module = fx.GraphModule(model, graph)
             recorder = _Recorder(module)
             replayed = recorder.run(x)
@@ -98,6 +101,31 @@ def trace(model: nn.Module, x: Any) -> Trace:
         raise CannotTrace("the trace computes something else than the network")
     names = {node: name for node, name in tracer.node_to_qualname.items() if node.op != "output"}
     return _describe(graph, model, recorder.meta, names, int(x.shape[0]))
+
+
+_TRACING = threading.Lock()
+
+
+class OwnThreadTracer(NodePathTracer):
+    """Traces this thread's calls only.
+
+    While torch.fx traces, it replaces ``nn.Module.__call__`` for the whole process; a network that another thread runs
+    meanwhile would be taken for part of the traced one, and fail.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.thread = threading.get_ident()
+
+    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+        if threading.get_ident() != self.thread:
+            return forward(*args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        if threading.get_ident() != self.thread:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
 
 
 class _Recorder(fx.Interpreter):
