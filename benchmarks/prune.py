@@ -104,7 +104,9 @@ def run_all(jobs: list[dict[str, Any]], kept: Path, workers: int) -> dict[str, d
     return {key_of(j): done[key_of(j)] for j in jobs}
 
 
-def jobs_for(task: str, file: Path, methods: tuple[str, ...], targets: list[float], seeds: list[int], epochs: float) -> list:
+def jobs_for(
+    task: str, file: Path, methods: tuple[str, ...], targets: list[float], seeds: list[int], epochs: float
+) -> list:
     base = {"task": task, "task_file": str(file), "epochs": epochs}
     jobs = []
     for seed in seeds:  # seed by seed, so that an interrupted run leaves whole comparisons
@@ -167,9 +169,7 @@ def summary(rows: list[dict[str, Any]], task: str, target: float) -> dict[str, A
         "accuracy_sd": ours["test"]["sd"],
         "full_accuracy": full["test"]["mean"],
         "full_accuracy_sd": full["test"]["sd"],
-        "training_time_ratio": mean(
-            a / b for a, b in zip(ours["seconds"]["values"], full["seconds"]["values"])
-        ),
+        "training_time_ratio": mean(a / b for a, b in zip(ours["seconds"]["values"], full["seconds"]["values"])),
         "undecided": max(ours.get("undecided", [0.0])),
     }
     names = {"narrow": "narrow", "tp-uniform": "torch_pruning", "tp-global": "torch_pruning_global", "random": "random",

@@ -372,3 +372,16 @@ def test_domain_of_attraction_prunes_less_or_later_but_ends_the_same_size() -> N
     assert sizes[1][0] >= sizes[0][0]
     assert sizes[0][1] == pytest.approx(0.4, rel=0.05)
     assert sizes[1][1] == pytest.approx(0.4, rel=0.05)
+
+
+def test_a_diverged_loss_is_said_in_the_end() -> None:
+    model, optimizer, pruner = start(steps=200, flops=0.5)
+    x, y = data(8)
+
+    def run_on() -> None:
+        for _ in range(60):
+            (F.cross_entropy(model(x), y) * float("nan")).backward()
+            pruner.step()
+
+    with pytest.raises(ModelError, match="the loss has diverged"):
+        run_on()

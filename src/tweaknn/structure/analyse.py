@@ -103,11 +103,11 @@ def _plan(w: Watcher, model: nn.Module, blocks: list[Block]) -> Plan:
     ]  # fmt: skip
     slots = [Slot(s.module, s.name, s.dim, gate[s.map], s.reads) for s in w.slots]
     slots = [s for s in slots if (s.map >= 0).any()]
-    must = []
+    must: list[np.ndarray] = []
     for units in w.made.values():
-        g = gate[units] if len(units) else units
-        if len(g) and (g >= 0).all() and not any(np.array_equal(np.unique(g), m) for m in must):
-            must.append(np.unique(g))
+        own = gate[units] if len(units) else units
+        if len(own) and (own >= 0).all() and not any(np.array_equal(np.unique(own), m) for m in must):
+            must.append(np.unique(own))
     names = [w.names[r] for r in live]
     plan = Plan(len(live), ops, slots, blocks, [], names, ungated, must)
     plan.attributes = _attributes(w, model, gate, plan)

@@ -22,7 +22,7 @@ def pruning_callback(example: Any, module: str | None = None, **options: Any) ->
         from lightning.pytorch import Callback
     except ImportError:
         try:
-            from pytorch_lightning import Callback  # type: ignore[no-redef]
+            from pytorch_lightning import Callback  # type: ignore[no-redef,assignment]
         except ImportError:
             raise ModelError("the callback needs Lightning: pip install lightning") from None
 

@@ -38,9 +38,10 @@ class State:
 
     @classmethod
     def new(cls, n: int, settings: Settings, device: torch.device | str = "cpu") -> State:
-        zeros = [torch.zeros(n, dtype=torch.float64, device=device) for _ in range(8)]
         theta = torch.full((n,), settings.theta0, dtype=torch.float64, device=device)
-        return cls(theta, *zeros, log_nu=math.log(max(settings.nu, 1e-12)))
+        zero = torch.zeros_like(theta)
+        on, off, n_on, n_off, m, s, v, still = (zero.clone() for _ in range(8))
+        return cls(theta, on, off, n_on, n_off, m, s, v, still, math.log(max(settings.nu, 1e-12)))
 
     def tensors(self) -> dict[str, Tensor]:
         return {f.name: getattr(self, f.name) for f in fields(self) if isinstance(getattr(self, f.name), Tensor)}
@@ -119,20 +120,19 @@ def spread(r: Tensor, prices: Tensor, active: Tensor) -> float:
 
 def drive(
     state: State, settings: Settings, r: Tensor, prices: Tensor, now: Tensor, nu: float, ramp: float, progress: float,
-    scale: float | None = None,
+    scale: float,
 ) -> Tensor:  # fmt: skip
     """``d`` of section 4; ``prices`` is ``k`` (at Θ = 1), ``now`` the gradient of ``K_β`` at ``theta``, ``r`` is ``m/k``.
 
         d = ((r + ramp ν c) / scale + ρ prog (1 - 2θ)) / caution,    c = now / k
 
-    With ``scale = ν`` (no budget) this is the text's step. Under a budget ``scale`` is the gates' own spread, so that
-    the controller's ``ν`` can always overcome the concave term.
+    The text divides by ``ν``; ``scale`` is the gates' own spread instead, so that a larger ``ν`` always pulls harder
+    (divided by ``ν`` the pull is ``c`` at most, which the concave term overcomes as neighbours die and ``c`` falls).
     """
-    unit = nu if scale is None else scale
     k = prices.clamp(min=1e-12)
     concave = settings.rho * progress * (1 - 2 * state.theta)
-    caution = 1 + settings.kappa * torch.sqrt(state.v * (0.05 / 1.95)) / k / max(unit, 1e-12)
-    d = ((r + ramp * nu * now / k) / max(unit, 1e-12) + concave) / caution
+    caution = 1 + settings.kappa * torch.sqrt(state.v * (0.05 / 1.95)) / k / scale
+    d = ((r + ramp * nu * now / k) / scale + concave) / caution
     return d.clamp(-CLIP, CLIP)
 
 
@@ -142,9 +142,9 @@ def phase(settings: Settings, step: int) -> tuple[float, float, bool]:
     if step < start:
         return 0.0, 0.0, False
     along = (step - start) / max(end - start, 1.0)
-    if settings.budget is not None:  # the controller paces the descent itself
-        return 1.0, min(1.0, max(0.0, (along - 0.5) / 0.5)), True
-    return min(1.0, along / 0.3), min(1.0, along), True
+    progress = min(1.0, max(0.0, 2 * along - 1))  # gates move first and decide in the second half
+    ramp = 1.0 if settings.budget is not None else min(1.0, along / 0.3)  # a controller paces the descent itself
+    return ramp, progress, True
 
 
 def desired(settings: Settings, step: int, start: float, target: float) -> float:
@@ -191,11 +191,10 @@ def advance(
     if moving:
         now = cost.gradient(state.theta)
         r = shrunk(state, prices, active, family if settings.shrink else None, settings.estimator)
-        scale = None
+        scale = spread(r, prices, active)
         if budget is not None:
             metric = cost.params_gradient(state.theta) if budget == "params" else cost.flops_gradient(state.theta)
             change = desired(settings, state.step, start, target) - fraction
-            scale = spread(r, prices, active)
             state.log_nu = control(state, settings, r, prices, now, metric, change, progress, active, scale)
         d = drive(state, settings, r, prices, now, math.exp(state.log_nu), ramp, progress, scale)
         speed = max(1.0, settings.speed * settings.steps)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -114,7 +115,7 @@ def _gated_class(cls: type, names: tuple[str, ...]) -> type:
             if name == "_flat_weights":
                 body[name] = property(_flat, _set_flat)
             else:
-                body[name] = property(lambda self, name=name: _scaled(self, name))
+                body[name] = property(partial(_scaled, name=name))
         _CLASSES[key] = type(cls.__name__, (cls,), body)
     return _CLASSES[key]
 

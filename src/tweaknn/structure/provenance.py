@@ -81,6 +81,7 @@ class Watcher(TorchFunctionMode):
         self.slots: list[Slot] = []
         self.seen_slots: set[tuple[int, int]] = set()
         self.heads: list[tuple[int, str]] = []
+        self.batch = 1  # examples in the pass: costs are counted for one
 
     # ---- units -------------------------------------------------------------------------------------------------
     def new_units(self, n: int, module: str) -> np.ndarray:
@@ -179,8 +180,9 @@ class Watcher(TorchFunctionMode):
                 self._record(func, args, kwargs, out)
             except Exception as error:  # an unforeseen signature must not stop the network: freeze and list
                 for t in tensors_in((args, kwargs)):
-                    if before.get(id(t)) is not None:
-                        self.freeze(before[id(t)].numpy(), f"read by {_name(func)} ({error})")
+                    ids = before.get(id(t))
+                    if ids is not None:
+                        self.freeze(ids.numpy(), f"read by {_name(func)} ({error})")
                 for t in results:
                     self.put(t, torch.zeros([1] * t.dim(), dtype=torch.int64))
         return out

@@ -32,6 +32,7 @@ from .settings import Settings
 from .surgery import cut
 
 SNAPSHOTS = 80
+PATIENCE_NAN = 50
 
 
 def bare(model: nn.Module) -> nn.Module:
@@ -106,6 +107,7 @@ class ComplexityAware:
         self.finished = False
         self.undecided: float | None = None
         self.skipped = 0
+        self._astray = 0
         self._kind, self._target = self._check_budget()
         self.latency = LatencyBudget(self.model, example, s.latency) if s.latency is not None else None
         self._start = self._fraction(self.state.theta)
@@ -176,9 +178,16 @@ class ComplexityAware:
             g /= _world()
         if not bool(torch.isfinite(g).all()):  # an overflow of mixed precision, or the loop's own trouble
             self.skipped += 1
+            self._astray += 1
+            if self._astray >= PATIENCE_NAN:
+                raise ModelError(
+                    f"the gates' gradients were NaN or infinite for {self._astray} steps, up to step {self.state.step + 1}: "
+                    "the loss has diverged; lower the learning rate"
+                )
             self.state.step += 1
             self._sample()
             return False
+        self._astray = 0
         delta = dynamics.estimate(self.state, g, z.detach()[:-1], self.settings.estimator)
         dynamics.remember(self.state, delta, self.settings.estimator)
         fraction = self._fraction(self.state.theta)

@@ -102,7 +102,7 @@ def _from_above(
     return trial if abs(measure(trial) - target) < abs(now - target) else best
 
 
-def _flip(alive: np.ndarray, i: int) -> np.ndarray:
+def _flip(alive: np.ndarray, i: int | np.integer) -> np.ndarray:
     changed = alive.copy()
     changed[i] = not changed[i]
     return changed

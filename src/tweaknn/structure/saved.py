@@ -51,7 +51,7 @@ def architecture(spec: str, num_classes: int | None = None) -> nn.Module:
     """
     from ..inputs.userfile import call_user, load_function, split_spec
 
-    extra = {} if num_classes is None else {"num_classes": num_classes}
+    extra: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
     if split_spec(spec) is not None:
         function = load_function(spec, ModelError)
         with contextlib.suppress(TypeError, ValueError):
@@ -276,7 +276,8 @@ def _preprocess(values: dict[str, Any] | None, root: Path) -> Any:
     from ..inputs import Preprocess
 
     try:
-        return Preprocess(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return Preprocess(**fields)
     except (TypeError, TweaknnError) as error:
         raise ModelError(f"'{root / STRUCTURE}': the preprocessing is unusable: {error}") from None
 

@@ -38,7 +38,7 @@ def cut(
         keep = ok[slot.map]
         if not keep.all():
             module = model.get_submodule(slot.module)
-            tensor = module._parameters.get(slot.name)
+            tensor: Tensor | None = module._parameters.get(slot.name)
             if tensor is None:
                 tensor = module._buffers[slot.name]
             assert tensor is not None
