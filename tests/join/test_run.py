@@ -214,3 +214,15 @@ def test_warns_of_thin_classes(result):
     assert any("few validation examples" in sentence for sentence in result.warnings) == (
         result.promise.kind == "floors" or True
     )
+
+
+def test_theta_with_several_targets_keeps_the_promise(data, model):
+    join = SynapticJoin(method="theta", promise="floors", base_saw="none", form="signed")
+    result = join.fit(model, loader(data.train), loader(data.validation), targets=["8", "0", "9"], classes=CLASSES)
+    for candidate in result.candidates:
+        if candidate.name in ("theta", "bias", "random-neurons") and candidate.point.feasible:
+            c = candidate.comparison
+            assert c.worst_drop >= -1e-9, candidate.name
+            assert set(candidate.delta.touched) <= {0, 8, 9}
+    theta = next(candidate for candidate in result.candidates if candidate.name == "theta")
+    assert theta.point.feasible, "scale 0 always keeps the promise"

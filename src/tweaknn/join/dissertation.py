@@ -197,12 +197,13 @@ def _shared_start(
         if any(n not in one for one in averages):
             continue
         scales = []
-        for one, average in zip(ranked, (a[n] for a in averages), strict=True):
+        for one, line in zip(ranked, (a[n] for a in averages), strict=True):
             rows = labels == one.target
             gap = setting.validation.logits[rows].max(1) - setting.validation.logits[rows, one.target]
             with np.errstate(divide="ignore", invalid="ignore"):
-                critical = gap / average[rows]
-            scales.append(np.quantile(critical[np.isfinite(critical) & (critical > 0)], np.linspace(0.05, 0.95, 16)))
+                critical = gap / line[rows]
+            usable = critical[np.isfinite(critical) & (critical > 0)]
+            scales.append(np.quantile(usable, np.linspace(0.05, 0.95, 16)) if len(usable) else np.zeros(16))
         for level in range(16):
             pairs = [(n, float(s[level])) for s in scales]
             logits = setting.validation.logits.copy()
