@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -97,9 +98,23 @@ class Tweaked(nn.Module):
         self.training = mode
         return self
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Tweaked:
+        new = type(self).__new__(type(self))
+        memo[id(self)] = new
+        new.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return new
+
+    def __reduce__(self) -> Any:
+        # pickled as what it is made of: torch.fx would trace its graph again, and through our functions
+        return _again, (self.delta, self.base)
+
     def detach(self) -> nn.Module:
         """What the delta was attached to; it was never changed."""
         return self.base
+
+
+def _again(delta: Delta, base: nn.Module) -> Tweaked:
+    return attach(delta, base, check=False)
 
 
 def _one(delta: Delta, net: nn.Module, root: nn.Module, device: torch.device, example_x: Any) -> nn.Module:

@@ -1,0 +1,59 @@
+"""``tweaknn export``: a tweaked network for other runtimes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tweaknn.cli.options import Device, Json, Model, Weights, check_writable, numbers, open_model, write_json
+from tweaknn.errors import InputError
+
+
+def command(
+    model: Model,
+    delta: Annotated[list[Path], typer.Option(help="Δnn file; several are summed.")],
+    out: Annotated[Path, typer.Option(help="File to write.")],
+    format: Annotated[str, typer.Option(help="onnx or pt2.")] = "onnx",
+    input_shape: Annotated[
+        list[str] | None, typer.Option(help="Shape of one example, such as 3,224,224; the delta knows its own.")
+    ] = None,
+    weights: Weights = None,
+    device: Device = "cpu",
+    json: Json = None,
+) -> None:
+    """Write base and delta as one ONNX or pt2 file, with a batch of any size, and check what was written."""
+    from tweaknn.cli.console import out as console
+    from tweaknn.delta import Delta
+    from tweaknn.delta.export import FORMATS, export
+
+    if format not in FORMATS:
+        raise InputError(f"--format {format!r} is none of {', '.join(FORMATS)}.")
+    sides = numbers(input_shape, "input-shape")
+    if sides is not None and any(side != int(side) or side < 1 for side in sides):
+        raise InputError("--input-shape takes positive whole numbers, such as 3,224,224.")
+    check_writable(out, "--out")
+    check_writable(json, "--json")
+    change = Delta.load(str(delta[0]))
+    for path in delta[1:]:
+        change = change + Delta.load(str(path))
+    opened = open_model(model, weights, device=device)
+    shape = [int(side) for side in sides] if sides is not None else None
+    difference = export(change.attach(opened.model), out, format, input_shape=shape)
+    console.print(
+        f"Wrote {out} ({out.stat().st_size / 1e6:.1f} MB, {format}): inputs (batch, "
+        f"{', '.join(map(str, shape or change.input_shape))}), {change.n_classes} logits; "
+        f"run again from the file they differ by at most {difference:.1g}."
+    )
+    write_json(
+        json,
+        {
+            "out": str(out),
+            "format": format,
+            "bytes": out.stat().st_size,
+            "input_shape": shape or list(change.input_shape),
+            "classes": list(change.classes) if change.classes else None,
+            "difference": difference,
+        },
+    )

@@ -1,0 +1,169 @@
+"""The attached module in the hands of everything that takes modules."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+from tests.delta.nets import Branching, Small, delta_for, examples, network
+from torch import nn
+
+from tweaknn.delta import Delta
+from tweaknn.delta.export import export
+from tweaknn.errors import InputError, ModelError
+from tweaknn.network import Reader, fingerprint
+
+X = examples(4)
+
+
+class Decided(Small):
+    """Untraceable by torch.fx (it looks at the type of its input), but nothing a compiler stumbles over."""
+
+    def forward(self, x):
+        if not isinstance(x, torch.Tensor):
+            raise TypeError("a tensor is needed")
+        return super().forward(x)
+
+
+def attached(kind, **spec):
+    net = network(kind)
+    reader = Reader(net, X)
+    spec = {"reductions": ("mean", "max", "position", "grid2"), "columns": (1, 3), **spec}
+    delta = delta_for(net, reader, **spec)
+    return net, delta, delta.attach(net)
+
+
+KINDS = pytest.mark.parametrize("kind", [Small, Decided])
+
+
+@KINDS
+def test_compile_in_one_graph(kind):
+    _, _, tweaked = attached(kind, mlp=kind is Small)
+    with torch.inference_mode():
+        expected = tweaked(X)
+    torch._dynamo.reset()
+    compiled = torch.compile(tweaked, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(X), expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(compiled(X[:3]), expected[:3], rtol=1e-4, atol=1e-4)
+
+
+@KINDS
+@pytest.mark.parametrize("format", ["pt2", "onnx"])
+def test_export_with_any_batch(kind, format, tmp_path):
+    if format == "onnx":
+        pytest.importorskip("onnxruntime")
+        pytest.importorskip("onnxscript")
+    net, _, tweaked = attached(kind, mlp=True)
+    before = fingerprint(net)
+    path = tmp_path / f"a.{format}"
+    assert export(tweaked, path, format) < 1e-3
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+    assert fingerprint(net) == before
+
+
+def test_export_that_cannot_work(tmp_path):
+    _, _, tweaked = attached(Branching)
+    with pytest.raises(ModelError, match=r"torch\.export"):
+        export(tweaked, tmp_path / "a.pt2", "pt2")
+    with pytest.raises(InputError, match="none of"):
+        export(tweaked, tmp_path / "a.xyz", "xyz")
+    with pytest.raises(InputError, match="cannot be written"):
+        export(tweaked, tmp_path / "missing" / "a.pt2", "pt2")
+    assert not list(tmp_path.iterdir())
+
+
+@KINDS
+def test_state_dict(kind):
+    net, delta, tweaked = attached(kind)
+    other = (delta * 3).attach(net)
+    expected = tweaked(X)
+    assert not torch.equal(other(X), expected)
+    other.load_state_dict(copy.deepcopy(tweaked.state_dict()))
+    assert torch.equal(other(X), expected)
+
+
+@KINDS
+def test_copies_are_whole_and_their_own(kind):
+    net, delta, tweaked = attached(kind)
+    expected = tweaked(X)
+    for made in (copy.deepcopy(tweaked), pickle.loads(pickle.dumps(tweaked))):
+        assert torch.equal(made(X), expected)
+        with torch.no_grad():
+            for parameter in made.parameters():
+                parameter.zero_()
+        assert torch.equal(tweaked(X), expected)
+
+
+@KINDS
+def test_half_precision_and_autocast(kind):
+    net, delta, tweaked = attached(kind)
+    expected = tweaked(X)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(tweaked(X).float(), expected, rtol=0.1, atol=0.3)
+    torch.testing.assert_close(
+        delta.attach(net).to(torch.bfloat16)(X.bfloat16()).float(), expected, rtol=0.2, atol=0.5
+    )
+    double = delta.attach(net).double()(X.double())
+    torch.testing.assert_close(double, expected.double(), rtol=1e-4, atol=1e-4)
+
+
+@KINDS
+def test_channels_last(kind):
+    net, delta, tweaked = attached(kind)
+    moved = copy.deepcopy(tweaked).to(memory_format=torch.channels_last)
+    x = X.to(memory_format=torch.channels_last)
+    torch.testing.assert_close(moved(x), tweaked(X), rtol=1e-4, atol=1e-4)
+
+
+@KINDS
+def test_data_parallel(kind):
+    net, delta, tweaked = attached(kind)
+    torch.testing.assert_close(nn.DataParallel(tweaked)(X), tweaked(X))
+    assert torch.equal(delta.attach(nn.DataParallel(net))(X), tweaked(X))
+
+
+def _ranks(rank: int, path: str, expected: torch.Tensor) -> None:
+    import torch.distributed as dist
+    from torch.nn.parallel import DistributedDataParallel
+
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{path}", rank=rank, world_size=2)
+    _, _, tweaked = attached(Small)
+    out = DistributedDataParallel(tweaked)(X[rank::2])
+    torch.testing.assert_close(out, expected[rank::2], rtol=1e-5, atol=1e-5)
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_distributed(tmp_path):
+    expected = attached(Small)[2](X).detach()
+    torch.multiprocessing.spawn(_ranks, (str(tmp_path / "meeting"), expected), nprocs=2)
+
+
+@KINDS
+def test_int8(kind):
+    quantization = pytest.importorskip("torchao.quantization")
+    net, delta, tweaked = attached(kind)
+    before, expected = fingerprint(net), tweaked(X).detach()
+    quantization.quantize_(tweaked, quantization.Int8WeightOnlyConfig())
+    torch.testing.assert_close(tweaked(X), expected, rtol=0.1, atol=0.2)
+    assert fingerprint(net) == before
+    assert type(net.out.weight.data) is torch.Tensor
+
+
+def test_gradients_of_the_input_flow():
+    _, _, tweaked = attached(Small)
+    x = X.clone().requires_grad_()
+    tweaked(x).sum().backward()
+    assert x.grad is not None
+    assert float(x.grad.abs().sum()) > 0
+
+
+def test_compiled_bases_are_looked_through():
+    net, delta, tweaked = attached(Small)
+    again = delta.attach(torch.compile(net))
+    assert torch.equal(again(X), tweaked(X))
+    assert isinstance(delta, Delta)
