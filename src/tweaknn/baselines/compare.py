@@ -17,7 +17,7 @@ from torch import nn
 
 from tweaknn.baselines.figures import row
 from tweaknn.baselines.registry import get, parse, run
-from tweaknn.baselines.store import Store
+from tweaknn.baselines.store import Store, plain
 from tweaknn.baselines.summary import summarise
 from tweaknn.baselines.task import Task, check_targets, positions_of, stratified
 from tweaknn.baselines.training import Training
@@ -111,7 +111,7 @@ def compare(
     for seed in range(plan.first_seed, plan.first_seed + plan.seeds):
         task = _task(model, train, validation, test, base, targets, plan, seed, groups, tables)
         _run_seed(task, methods, identity, plan, store, say, track)
-    result = summarise(store, methods, targets, test, base["test"], plan, identity, source or {})
+    result = plain(summarise(store, methods, targets, test, base["test"], plan, identity, source or {}))
     store.write_result(result)
     return result
 

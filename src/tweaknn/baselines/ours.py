@@ -75,7 +75,7 @@ def aan(task: Task) -> Outcome:
     )
 
 
-@method("fit", "the default: pooled neurons of all layers, convex fit, operating point under floors", ours=True)
+@method("fit", "pooled neurons of all layers, convex fit, operating point under floors", ours=True)
 def fit(task: Task) -> Outcome:
     """``tweaknn join``'s default method, under its own promise (floors), without falling back to a control."""
     setting = setting_of(task, Promise("floors"))

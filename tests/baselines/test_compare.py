@@ -1,0 +1,222 @@
+"""Comparisons: resumable, one failure costs no other method, results as promised."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from tweaknn.baselines import Plan, Training, compare, parse
+from tweaknn.baselines.outcome import NotApplicable
+from tweaknn.baselines.registry import _METHODS, Method
+from tweaknn.baselines.worker import TimedOut, call
+from tweaknn.cli.app import run
+from tweaknn.errors import InputError
+
+from .conftest import digits
+
+FAST = Training(iterations=6, lr=0.02, penalties=(2.0,), checkpoints=2)
+KEYS = {"name", "target", "overall", "balanced", "E", "worst_drop", "seconds", "parameters", "applicable", "reason"}
+
+
+def plan(*methods, **options):
+    return Plan(("digit 8",), methods, training=FAST, **{"jobs": 0, **options})
+
+
+def test_result_has_what_was_promised(net, tmp_path):
+    result = compare(net, digits("train"), digits("test"), plan("calibration", "retraining-1", seeds=2), tmp_path)
+    assert result == json.loads((tmp_path / "result.json").read_text())
+    for entry in result["methods"]:
+        assert set(entry) >= KEYS | {"sd", "p_overall", "p_target", "under", "curve", "auroc"}
+        assert entry["applicable"]
+        assert entry["seeds"] == 2
+        assert entry["sd"]["target"] is not None
+        runs = [r for r in result["runs"] if r["name"] == entry["name"]]
+        assert entry["target"] == pytest.approx(np.mean([r["target"] for r in runs]))
+        assert entry["sd"]["E"] == pytest.approx(np.std([r["E"] for r in runs], ddof=1))
+    trained = result["methods"][1]
+    assert trained["checkpoints"]["n"] == 2  # Table 3.4: mean and spread of E over checkpoints
+    assert trained["checkpoints"]["E_sd"] >= 0
+    assert result["methods"][0]["checkpoints"] is None
+    flat = pq.read_table(tmp_path / "result.parquet").to_pylist()
+    assert {(r["name"], r["seed"]) for r in flat} == {(n, s) for n in ("calibration", "retraining-1") for s in (0, 1)}
+    assert flat[0]["floors_target"] is not None
+
+
+def test_running_again_continues(net, tmp_path):
+    said: list[str] = []
+    first = compare(net, digits("train"), digits("test"), plan("bias", "last-layer"), tmp_path)
+    stamps = {f: f.stat().st_mtime_ns for f in (tmp_path / "logits").iterdir()}
+    more = plan("bias", "last-layer", "calibration")
+    again = compare(net, digits("train"), digits("test"), more, tmp_path, say=said.append)
+    assert sum("already done" in line for line in said) == 2
+    assert {f: f.stat().st_mtime_ns for f in stamps} == stamps
+    assert again["methods"][0]["target"] == first["methods"][0]["target"]
+    # Other targets reuse what does not depend on them, and only that.
+    other = Plan(("digit 3",), ("bias", "last-layer"), training=FAST, jobs=0)
+    compare(net, digits("train"), digits("test"), other, tmp_path)
+    assert len(list((tmp_path / "logits").iterdir())) == len(stamps) + 2
+
+
+def test_damaged_files_are_made_again(net, tmp_path):
+    first = compare(net, digits("train"), digits("test"), plan("calibration"), tmp_path)
+    for folder in ("runs", "logits", "tables"):
+        for file in (tmp_path / folder).iterdir():
+            file.write_bytes(file.read_bytes()[:50])
+    assert compare(net, digits("train"), digits("test"), plan("calibration"), tmp_path)["methods"] == _but_time(
+        first["methods"]
+    )
+
+
+def _but_time(methods):
+    class Any:
+        def __eq__(self, other):
+            return True
+
+    def free(m):
+        return {**m, "seconds": Any(), "sd": Any()}
+
+    return [free(m) for m in methods]
+
+
+@pytest.fixture
+def misfits(monkeypatch):
+    """Methods that crash, hang, die, or do not apply."""
+
+    def crash(task):
+        raise RuntimeError("no luck")
+
+    def hang(task):
+        time.sleep(60)
+
+    def die(task):
+        os.kill(os.getpid(), 9)
+
+    def refuse(task):
+        raise NotApplicable("its head is a convolution")
+
+    for name, function in (("wa", crash), ("da", hang), ("lora", die), ("head2toe", refuse)):
+        monkeypatch.setitem(_METHODS, name, Method(name, function, "misfit"))
+
+
+def test_one_failure_costs_no_other(net, tmp_path, misfits):
+    methods = ("wa", "da", "lora", "head2toe", "bias")
+    result = compare(net, digits("train"), digits("test"), plan(*methods, jobs=2, time_limit=3), tmp_path)
+    by_name = {m["name"]: m for m in result["methods"]}
+    assert by_name["bias"]["target"] > 0
+    assert by_name["wa"]["reason"] == "crashed: RuntimeError: no luck"
+    assert by_name["da"]["reason"] == "stopped after 3 s (--time-limit)"
+    assert by_name["lora"]["reason"] == "crashed: its process ended with code -9"
+    assert by_name["head2toe"]["reason"] == "not applicable: its head is a convolution"
+    assert not by_name["head2toe"]["applicable"]
+    assert by_name["wa"]["applicable"]
+    assert by_name["wa"]["target"] is None
+
+
+def test_jobs_at_once_give_the_same_bits(net, tmp_path):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        made = [
+            compare(net, digits("train"), digits("test"), plan("retraining-1", "theta", jobs=n), tmp_path / str(n))
+            for n in (0, 2)
+        ]
+    finally:
+        torch.set_num_threads(threads)
+    for a, b in zip(made[0]["methods"], made[1]["methods"]):
+        assert (a["target"], a["overall"], a["E"]) == (b["target"], b["overall"], b["E"])
+
+
+def test_worker_time_limit_and_order():
+    jobs = [("slow", lambda: time.sleep(30)), ("fast", lambda: 7)]
+    found = {name: answer for name, _, answer in call(jobs, 2, 1.0)}
+    assert found["fast"] == 7
+    assert isinstance(found["slow"], TimedOut)
+
+
+def test_groups_stay_together(net, tmp_path):
+    seen = []
+
+    def look(task):
+        seen.append((set(task.train.column("g")), set(task.validation.column("g"))))
+        raise NotApplicable("only looking")
+
+    train = digits("train")
+    train.columns["g"] = np.arange(len(train)) // 5
+    _METHODS_before = _METHODS["bias"]
+    _METHODS["bias"] = Method("bias", look, "")
+    try:
+        compare(net, train, digits("test"), plan("bias"), tmp_path, groups=train.column("g"))
+    finally:
+        _METHODS["bias"] = _METHODS_before
+    assert not seen[0][0] & seen[0][1]
+
+
+def test_bad_input(net, tmp_path):
+    with pytest.raises(InputError, match="Unknown method"):
+        parse("bias,nothing")
+    assert parse("bias, bias ,oversampling+theta") == ["bias", "oversampling+theta"]
+    with pytest.raises(InputError, match="at least one"):
+        parse("")
+    with pytest.raises(InputError, match="Unknown class"):
+        compare(net, digits("train"), digits("test"), Plan(("dog",), ("bias",), jobs=0), tmp_path)
+    (tmp_path / "version").write_text("99\n")
+    with pytest.raises(InputError, match="format 99"):
+        compare(net, digits("train"), digits("test"), plan("bias"), tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="--out"):
+        compare(net, digits("train"), digits("test"), plan("bias"), tmp_path / "file")
+
+
+NET = """
+import torch, torch.nn.functional as F
+from torch import nn
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.bn = nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.conv2, self.fc = nn.Conv2d(8, 16, 3, padding=1), nn.Linear(16, 10)
+    def forward(self, x):
+        return self.fc(F.relu(self.conv2(F.max_pool2d(F.relu(self.bn(self.conv1(x))), 2))).mean((2, 3)))
+def make():
+    return Net()
+"""
+
+
+def test_command_line_from_compare_to_page(net, tmp_path, capsys):
+    (tmp_path / "net.py").write_text(NET)
+    torch.save(net.state_dict(), tmp_path / "net.pt")
+    for part in ("train", "test"):
+        data = digits(part)
+        np.savez(tmp_path / f"{part}.npz", x=data.source.images, y=data.labels, classes=np.array(data.classes))
+    common = [
+        *("compare", "--model", f"{tmp_path}/net.py:make", "--weights", f"{tmp_path}/net.pt", "--mean", "0.3"),
+        *("--std", "0.4", "--train", f"{tmp_path}/train.npz", "--test", f"{tmp_path}/test.npz"),
+        *("--out", f"{tmp_path}/out", "--jobs", "0", "--iterations", "3"),
+    ]
+    wanted = [*common, "--target", "digit 8", "--methods", "bias,retraining-4,da", "--json", f"{tmp_path}/r.json"]
+    assert run([*wanted, "--track", f"tensorboard:{tmp_path}/tb"]) == 0
+    result = json.loads((tmp_path / "r.json").read_text())
+    assert [m["name"] for m in result["methods"]] == ["bias", "retraining-4", "da"]
+    assert list((tmp_path / "tb").iterdir())
+    assert "digit 8" in capsys.readouterr().out
+    assert run(["report", f"{tmp_path}/out", "--out", f"{tmp_path}/page.html"]) == 0
+    assert "<h1>" in (tmp_path / "page.html").read_text()
+    assert run(["report", f"{tmp_path}/r.json", "--out", f"{tmp_path}/page2.html"]) == 0
+    for bad in (
+        [*common, "--target", "dog", "--methods", "bias"],
+        [*common, "--target", "digit 8", "--methods", "magic"],
+        [*common, "--target", "digit 8", "--methods", "bias", "--track", "paper:x"],
+        [*common, "--target", "digit 8", "--optimiser", "magic"],
+        ["report", f"{tmp_path}/nothing", "--out", f"{tmp_path}/x.html"],
+        ["report", f"{tmp_path}/out", "--out", f"{tmp_path}/no/x.html"],
+        ["report", f"{tmp_path}/out", "--out", f"{tmp_path}/x.html", "--model", "a.py:b"],
+    ):
+        assert run(bad) == 2, bad
+    assert not (tmp_path / "x.html").exists()
+    assert "Traceback" not in capsys.readouterr().err
