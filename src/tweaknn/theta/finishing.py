@@ -44,21 +44,29 @@ class Finisher:
         if not eps2 >= 0 or (relative and eps2 >= 1):
             raise InputError(f"eps2 is {eps2}; a fraction from 0 to below 1 is needed, or an absolute number >= 0.")
         self.states, self.eps2, self.relative = states, eps2, relative
+        self.taken, self.absolute = (eps2, 0.0) if relative else (0.0, eps2)
         self.counts, self.own = counts, own
-        self._cap: np.ndarray | None = None
+        self._limits: np.ndarray | None = None
         self._nothing: np.ndarray | None = None
 
     @property
-    def cap(self) -> np.ndarray:
-        """``(sides, c)``: smallest positive 1/threshold of each class, i.e. its largest finite threshold."""
-        if self._cap is None:
-            caps = []
+    def limits(self) -> np.ndarray:
+        """``(sides, c)`` float64: 1/threshold of an unbounded neuron, which is the class's largest finite threshold.
+
+        Infinite for a class whose thresholds are all 0: D_c holds a tie, or bounds no neuron at all.
+        """
+        if self._limits is None:
+            first = self.states[0]
+            least = [np.full(len(first.targets), FLOAT_MAX, np.float32) for _ in first.peaks]
             for b in range(len(self.states)):
-                state = self.states[b]
-                limits = [limit(p[-1], state.tied, self.eps2, self.relative) for p in state.peaks]
-                caps.append([np.where(x > 0, x, np.inf).min(axis=1) for x in limits])
-            self._cap = np.minimum.reduce([np.stack(c) for c in caps])
-        return self._cap
+                for peak, out in zip(self.states[b].peaks, least):
+                    kernels.smallest_positive(peak[-1], out)
+            limits = np.empty((len(least), len(first.targets)))
+            for side, out in enumerate(least):
+                kernels.needs(out[None], np.zeros(1), self.taken, self.absolute, limits[side : side + 1])
+            limits[:, first.tied] = np.inf
+            self._limits = limits
+        return self._limits
 
     @property
     def nothing(self) -> np.ndarray:
@@ -66,7 +74,7 @@ class Finisher:
         if self._nothing is None:
             self._nothing = np.ones(len(self.states[0].targets), bool)
             for b in range(len(self.states)):
-                for counted in self._counted(b, self.needed(b)):
+                for counted in self.counted(b):
                     self._nothing &= ~counted.any(axis=1)
         return self._nothing
 
@@ -76,61 +84,73 @@ class Finisher:
         Infinite where the threshold is 0; that of the cap where nothing bounds the neuron.
         """
         state = self.states[b]
-        limits = (limit(p[-1], state.tied, self.eps2, self.relative) for p in state.peaks)
-        return tuple(np.where(x == 0, cap[:, None], x) for x, cap in zip(limits, self.cap))
+        found = []
+        for side, peak in enumerate(state.peaks):
+            found.append(np.empty(peak.shape[1:]))
+            kernels.needs(peak[-1], self.limits[side], self.taken, self.absolute, found[-1])
+        return tuple(found)
 
-    def _counted(self, b: int, need: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
+    def counted(self, b: int) -> tuple[np.ndarray, ...]:
+        """How many mistakes each neuron of block ``b`` corrects: int32 ``(c, v)``, one a sign.
+
+        Only kept mistakes are looked at: the others were ruled out by the running maximum.
+
+        Raises:
+            InputError: the mistakes were given up and no second pass has counted them.
+        """
         state = self.states[b]
-        if state.kept is None and self.counts is None:
-            raise InputError("The mistakes were not kept: count them in a second pass first.")
-        if state.kept is None and self.counts is not None:
+        kept = state.kept
+        if kept is None:
+            if self.counts is None:
+                raise InputError("The mistakes were not kept: count them in a second pass first.")
             return self.counts[b]
-        return count(state, need)
+        result = tuple(np.zeros(peak.shape[1:], np.int32) for peak in state.peaks)
+        kernels.count_kept(
+            kept.row, kept.neuron, kept.ratio, len(kept), *state.lowest, self.limits[0], self.limits[-1],
+            self.taken, self.absolute, result[0], result[-1],
+        )  # fmt: skip
+        return result
+
+    def sided(self, b: int) -> tuple[np.ndarray, np.ndarray]:
+        """Counts int32 and whether the weight is negative, ``(c, v)`` each: negative only if it corrects strictly
+        more, and in the fall-back the sign of the mean on D_t."""
+        state, counted = self.states[b], self.counted(b)
+        own = state.own if self.own is None else self.own[b]
+        if state.form == "plain":
+            return counted[0], np.zeros(counted[0].shape, bool)
+        negative = counted[1] > counted[0]
+        if own is not None and own.total is not None:
+            negative[self.nothing] = own.total[self.nothing] < 0
+        return np.where(negative, counted[1], counted[0]), negative
+
+    def silent(self, b: int) -> np.ndarray | None:
+        """``(c, v)`` bool: the neuron is 0 on all of D_t."""
+        own = self.states[b].own if self.own is None else self.own[b]
+        return None if own is None else own.spoke == 0
+
+    def threshold(self, b: int, row: int, neurons: np.ndarray, negative: np.ndarray) -> np.ndarray:
+        """Thresholds float32 of some neurons of a block for the target in ``row``."""
+        peaks = self.states[b].peaks
+        out = np.zeros(len(neurons), np.float32)
+        for side, peak in enumerate(peaks):
+            chosen = np.flatnonzero(negative == bool(side))
+            some = np.empty(len(chosen), np.float32)
+            kernels.thresholds(peak[-1, row, neurons[chosen]], self.limits[side, row], self.taken, self.absolute, some)
+            out[chosen] = some
+        return out
 
     def part(self, b: int) -> Synapses:
         """Thresholds, counts and signs of block ``b``."""
-        state, need = self.states[b], self.needed(b)
-        counted = self._counted(b, need)
-        own = state.own if self.own is None else self.own[b]
-        thresholds = [(1 / n).astype(np.float32) for n in need]
+        state = self.states[b]
+        count, negative = self.sided(b)
+        both = [(1 / need).astype(np.float32) for need in self.needed(b)]
         unbounded = [(p[-1] == 0) & ~state.tied[:, None] for p in state.peaks]
-        negative = np.zeros(thresholds[0].shape, bool)
-        if state.form == "signed":
-            negative = counted[1] > counted[0]  # a negative weight only where it corrects strictly more
-            if own is not None and own.total is not None:
-                negative[self.nothing] = own.total[self.nothing] < 0
-        chosen = [np.where(negative, pair[-1], pair[0]) for pair in (thresholds, counted, unbounded)]
         return Synapses(
             targets=state.targets,
-            threshold=chosen[0],
-            count=chosen[1].astype(np.int64),
+            threshold=np.where(negative, both[-1], both[0]),
+            count=count.astype(np.int64),
             sign=np.where(negative, -1, 1).astype(np.int8),
-            unbounded=chosen[2],
+            unbounded=np.where(negative, unbounded[-1], unbounded[0]),
             mistakes=state.mistakes,
-            silent=None if own is None else own.spoke == 0,
+            silent=self.silent(b),
         )
-
-
-def limit(peak: np.ndarray, tied: np.ndarray, eps2: float, relative: bool) -> np.ndarray:
-    """1/threshold before capping, float64 ``(c, v)``: 0 for an unbounded neuron, inf for threshold 0."""
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        p = peak.astype(np.float64)
-        if relative:
-            needed = p / (1 - eps2)
-        else:
-            room = 1 / p - eps2
-            needed = np.where(p == 0, 0.0, np.where(room > 0, 1 / room, np.inf))
-    needed[p >= FLOAT_MAX] = np.inf
-    needed[tied] = np.inf
-    return needed
-
-
-def count(state: State, need: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
-    """How many kept mistakes reach ``need``: int32 ``(c, v)``, one a sign; none where the threshold is 0."""
-    kept = state.kept
-    assert kept is not None
-    result = tuple(np.zeros(n.shape, np.int32) for n in need)
-    kernels.count_kept(kept.row, kept.neuron, kept.ratio, len(kept), need[0], need[-1], result[0], result[-1])
-    for counted, n in zip(result, need):
-        counted[np.isinf(n)] = 0
-    return result

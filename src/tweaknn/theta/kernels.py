@@ -17,6 +17,7 @@ jit = numba.njit(nogil=True, cache=True, error_model="numpy")
 
 CHUNK = 64
 """Neurons looked at together when mistakes are compared with the running maximum."""
+_FLOAT_MAX = np.float64(np.finfo(np.float32).max)
 STRIP = 4 * tiles.WIDTH
 """Neurons for which all classes are done before the next: a micro-batch's strip stays in the first-level cache."""
 
@@ -200,14 +201,64 @@ def prune(row, neuron, ratio, size, plus, minus):  # type: ignore[no-untyped-def
 
 
 @jit
-def count_kept(row, neuron, ratio, size, need_plus, need_minus, plus, minus):  # type: ignore[no-untyped-def]
-    """Count kept ratios that reach need (float64, so that comparing loses nothing)."""
+def smallest_positive(peak, out):  # type: ignore[no-untyped-def]
+    """out[j] = min(out[j], smallest positive peak[j, i])."""
+    for j in range(peak.shape[0]):
+        least = out[j]
+        for i in range(peak.shape[1]):
+            p = peak[j, i]
+            least = p if 0 < p < least else least
+        out[j] = least
+
+
+@jit
+def count_kept(
+    row, neuron, ratio, size, plus, minus, limits_plus, limits_minus, taken, absolute, counts_plus, counts_minus
+):  # type: ignore[no-untyped-def]
+    """Count kept ratios that reach 1/threshold, computed where it is needed only.
+
+    limits: (c,) float64, 1/threshold of unbounded neurons, and inf for classes whose thresholds are all 0; taken,
+    absolute: what is taken off the bound, as a fraction and as a number.
+    """
     for e in range(size):
-        r = np.float64(ratio[e])
-        if r > 0:
-            plus[row[e], neuron[e]] += 1 if r >= need_plus[row[e], neuron[e]] else 0
-        else:
-            minus[row[e], neuron[e]] += 1 if -r >= need_minus[row[e], neuron[e]] else 0
+        r, j, i = np.float64(ratio[e]), row[e], neuron[e]
+        positive = r > 0
+        need = _need(
+            plus[j, i] if positive else minus[j, i], limits_plus[j] if positive else limits_minus[j], taken, absolute
+        )
+        if abs(r) >= need and need < np.inf:
+            if positive:
+                counts_plus[j, i] += 1
+            else:
+                counts_minus[j, i] += 1
+
+
+@jit
+def _need(peak, of_unbounded, taken, absolute):  # type: ignore[no-untyped-def]
+    p = np.float64(peak)
+    if of_unbounded == np.inf or p >= _FLOAT_MAX:
+        return np.inf
+    if p == 0:
+        return of_unbounded
+    if absolute == 0:
+        return p / (1 - taken)
+    room = 1 / p - absolute
+    return 1 / room if room > 0 else np.inf
+
+
+@jit
+def needs(peak, of_unbounded, taken, absolute, out):  # type: ignore[no-untyped-def]
+    """1/threshold as float64 (c, v)."""
+    for j in range(peak.shape[0]):
+        for i in range(peak.shape[1]):
+            out[j, i] = _need(peak[j, i], of_unbounded[j], taken, absolute)
+
+
+@jit
+def thresholds(peak, of_unbounded, taken, absolute, out):  # type: ignore[no-untyped-def]
+    """Thresholds as float32: peak and out are (k,) of one class."""
+    for i in range(len(peak)):
+        out[i] = np.float32(1 / _need(peak[i], of_unbounded, taken, absolute))
 
 
 @jit

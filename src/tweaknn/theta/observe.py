@@ -14,6 +14,7 @@ import torch
 
 from tweaknn.errors import DataError, InputError
 from tweaknn.network.fingerprint import fingerprint
+from tweaknn.network.modes import first
 from tweaknn.network.reader import Reader
 from tweaknn.theta import second
 from tweaknn.theta.batches import Batches
@@ -83,31 +84,41 @@ class Observation:
     def best(self, n: int, targets: Sequence[int] | None = None) -> dict[int, Ranked]:
         """The ``n`` best synapses of each target (section 3: by count, then threshold), over all layers."""
         wanted = [int(t) for t in (self.targets if targets is None else targets)]
-        nothing = self.finisher.nothing
+        rows = {t: int(np.flatnonzero(self.targets == t)[0]) for t in wanted}
+        finisher = self.finisher
+        nothing = finisher.nothing
         found: dict[int, list[tuple[np.ndarray, ...]]] = {t: [] for t in wanted}
-        for block, part in self.parts():
-            for t in wanted:
-                j = part.row(t)
-                silent = part.silent[j] if nothing[j] and part.silent is not None else None
-                i = rank(part.count[j], part.threshold[j], silent=silent, n=n)
-                where = np.full(len(i), block.layer), i + block.offset
-                found[t].append((*where, part.weight[j, i], part.count[j, i]))
+        floor = dict.fromkeys(wanted, 0)  # a block's neurons below the n-th count so far need no threshold
+        for b, block in enumerate(self.blocks):
+            counts, negative = finisher.sided(b)
+            silent = finisher.silent(b)
+            for t, j in rows.items():
+                quiet = silent[j] if nothing[j] and silent is not None else None
+                i = _contenders(counts[j], n, floor[t], quiet)
+                threshold = finisher.threshold(b, j, i, negative[j, i])
+                weight = np.where(negative[j, i], -threshold, threshold)
+                order = rank(counts[j, i], threshold, n=n)
+                i, weight = i[order], weight[order]
+                found[t].append((np.full(len(i), block.layer), i + block.offset, weight, counts[j, i]))
+                if len(i) == n:
+                    floor[t] = max(floor[t], int(counts[j, i].min()))
         result = {}
         for t, pieces in found.items():
             layer, index, weight, count = (np.concatenate(column) for column in zip(*pieces))
             order = rank(count, abs(weight), n=n)
-            fell_back = bool(nothing[np.flatnonzero(self.targets == t)[0]])
-            result[t] = Ranked(t, layer[order], index[order], weight[order], count[order], fell_back)
+            columns = (layer[order], index[order], weight[order], count[order].astype(np.int64))
+            result[t] = Ranked(t, *columns, bool(nothing[rows[t]]))
         return result
 
     def active_counts(self) -> np.ndarray:
         """``(c,)`` how many neurons are active: count at least half of the largest of the class (Table 3.2)."""
         largest = self.largest_counts()[:, None]
-        return np.sum([((2 * p.count >= largest) & (largest > 0)).sum(axis=1) for _, p in self.parts()], axis=0)
+        counts = (self.finisher.sided(b)[0] for b in range(len(self.blocks)))
+        return np.sum([((2 * c >= largest) & (largest > 0)).sum(axis=1) for c in counts], axis=0)
 
     def largest_counts(self) -> np.ndarray:
         """``(c,)`` the largest count of each target."""
-        return np.maximum.reduce([part.count.max(axis=1) for _, part in self.parts()])
+        return np.maximum.reduce([self.finisher.sided(b)[0].max(axis=1) for b in range(len(self.blocks))])
 
     def write(self, path: str | Path, classes: Sequence[str] | None = None) -> int:
         """Write all synapses as Parquet; see :func:`tweaknn.theta.parquet.write`. Returns the number of rows."""
@@ -302,6 +313,17 @@ class _Run:
                 f.give_up()
 
 
+def _contenders(count: np.ndarray, n: int, floor: int, silent: np.ndarray | None) -> np.ndarray:
+    """Neurons that can be among the ``n`` best: those at or above the n-th largest count, here and so far."""
+    if silent is not None:
+        return np.flatnonzero(~silent)
+    if n < len(count):
+        above = np.flatnonzero(count > floor)
+        if len(above) >= n:
+            return above[count[above] >= np.partition(count[above], len(above) - n)[len(above) - n]]
+    return np.flatnonzero(count >= floor)
+
+
 def _first(reader: Reader, batches: Batches) -> tuple[int, int]:
     """Size of the first batch and number of classes."""
     if batches.count == 0:
@@ -309,14 +331,14 @@ def _first(reader: Reader, batches: Batches) -> tuple[int, int]:
     x, y = next(batches.read(0, 1))
     if not len(y):
         raise DataError("The data set has no examples.")
-    classes = reader(x, lambda k, activation: None).shape[1]
+    classes = reader(first(x, 2), lambda k, activation: None).shape[1]
     return len(y), int(classes)
 
 
 def _check(states: Sequence[State], blocks: Sequence[Block], reader: Reader, run: Any) -> None:
     """ModelError naming layer and example when a NaN or an infinity came in."""
     for b, block in enumerate(blocks):
-        if not all(np.isfinite(p[0]).all() for p in states[b].peaks):
+        if not all(np.isfinite(p[0].max()) for p in states[b].peaks):
             second.find_bad(run.job([block]), reader.layers[block.layer].name)
             check_finite(states[b], layer=reader.layers[block.layer].name)
 

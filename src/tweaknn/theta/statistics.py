@@ -157,7 +157,7 @@ def merge(a: State, b: State) -> State:
 
 def check_finite(state: State, values: np.ndarray | None = None, layer: str = "") -> None:
     """ModelError when a NaN or an infinity has reached the statistics: it cannot be outgrown by a maximum."""
-    if all(np.isfinite(p[0]).all() for p in state.peaks):
+    if all(np.isfinite(p[0].max()) for p in state.peaks):
         return
     where = f" of layer {layer}" if layer else ""
     if values is not None and not np.isfinite(values).all():

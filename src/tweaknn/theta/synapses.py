@@ -82,7 +82,7 @@ def rank(
         # Only neurons at or above the n-th largest count can be among the first n: sort those few, not all.
         c = count[candidates]
         candidates = candidates[c >= np.partition(c, len(c) - n)[len(c) - n]]
-        if count[candidates].max(initial=0) == count[candidates].min(initial=1 << 62):
+        if count[candidates].max() == count[candidates].min():
             t = threshold[candidates]
             candidates = candidates[t >= np.partition(t, len(t) - n)[len(t) - n]]
     order = candidates[np.lexsort((candidates, -threshold[candidates], -count[candidates]))]
