@@ -114,7 +114,9 @@ def jobs_for(
             for method in methods:
                 if method == "narrow-time" or (method == "full" and target != targets[0]):
                     continue
-                job = {**base, "method": method, "seed": seed}
+                job: dict[str, Any] = {**base, "method": method, "seed": seed}
+                if task == "clothing10" and method in ("full", "ours", "narrow"):
+                    job["mend"] = True
                 jobs.append(job if method == "full" else {**job, "target": target})
     return jobs
 
@@ -151,6 +153,8 @@ def table(jobs: list, results: dict) -> list[dict[str, Any]]:
         for name in ("undecided", "gate_overhead", "latency_1", "latency_128", "frozen_at", "blocks"):
             if all(name in r and r[name] is not None for r in runs):
                 row[name] = [r[name] for r in runs]
+        if all("mended" in r for r in runs):
+            row["mended"] = [r["mended"] for r in runs]
         row["per_class"] = [mean(v) for v in zip(*(r["per_class"] for r in runs))]
         rows.append(row)
     return rows

@@ -91,7 +91,7 @@ def pick(folder: Path, word: str) -> Path:
     return found[0]
 
 
-def clothing(shared: Path, side: int = 64) -> Task:
+def clothing(shared: Path, side: int = 32) -> Task:
     """The three folders' images, resized to ``side`` x ``side``."""
     folder = shared / "data" / "clothing10"
 
@@ -109,4 +109,4 @@ def clothing(shared: Path, side: int = 64) -> Task:
 
     mean = torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1)
     std = torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1)
-    return Task("clothing10", load("train"), load("validation"), load("test"), 10, mean, std, 8)
+    return Task("clothing10", load("train"), load("validation"), load("test"), 10, mean, std, 4)

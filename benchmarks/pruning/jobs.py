@@ -10,7 +10,7 @@ import torch
 
 from . import rivals
 from .data import Task
-from .methods import Loop, make_resnet, outcome
+from .methods import Loop, accuracy, make_resnet, outcome
 from .nets import flops, parameters
 
 OURS: dict[str, Any] = {}
@@ -41,6 +41,23 @@ def ours(
     return loop, facts
 
 
+def mended(model: torch.nn.Module, task: Task, worst: int = 3) -> dict[str, Any]:
+    """The worst three classes (on validation) mended by a synaptic join; accuracies on the test split."""
+    from torch.utils.data import TensorDataset
+
+    from tweaknn.join.run import SynapticJoin
+
+    model.eval()
+    sets = [TensorDataset(task.normal(s.images), s.labels) for s in (task.train, task.validation)]
+    names = [str(k) for k in range(task.classes)]
+    joined = SynapticJoin(seed=0, base_saw="train").fit(model, *sets, worst=worst, classes=names)
+    if joined.delta is None:
+        return {"sentence": joined.sentence, "targets": joined.targets}
+    after = joined.delta.attach(model).eval()
+    overall, per = accuracy(after, task, task.test)
+    return {"sentence": joined.sentence, "targets": joined.targets, "test": overall, "per_class": per, "chosen": joined.chosen}
+
+
 def run_job(task: Task, job: dict[str, Any]) -> dict[str, Any]:
     """Result of one job: accuracy, FLOPs, parameters, seconds, and how fast the network answers."""
     stem = 2
@@ -63,6 +80,8 @@ def run_job(task: Task, job: dict[str, Any]) -> dict[str, Any]:
     example = task.normal(task.test.images[:2])
     result = outcome(loop, task, flops(full, example), parameters(full)) | facts
     full = full.to(memory_format=torch.channels_last)
+    if job.get("mend"):
+        result["mended"] = mended(loop.model, task)
     for batch, rounds in ((1, 40), (128, 7)):
         from tweaknn.structure.latency import ratio
 

@@ -210,7 +210,7 @@ def keep_working(
         if alive[units].any():
             continue
         blocks = {b for o in plan.ops if len(o.out_map) and np.isin(o.out_map, units).any() for b in o.blocks}
-        if blocks:
+        if blocks and plan.branches_go:
             alive[list(blocks)] = False
         alive[units[np.argmax(rank[units])]] = True
     return alive if possible is None else alive & possible

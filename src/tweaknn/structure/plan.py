@@ -93,6 +93,8 @@ class Plan:
     ungated: dict[str, str] = field(default_factory=dict)
     must_live: list[np.ndarray] = field(default_factory=list)
     """Sets of unit gates of which at least one must stay: one for every layer."""
+    branches_go: bool = True
+    """Whether a layer that would lose its last unit may take its branch with it."""
 
     @property
     def n_gates(self) -> int:

@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 import warnings
 from collections.abc import Iterable
@@ -79,8 +80,9 @@ class ComplexityAware:
         self.model = bare(model)
         self.optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer or [])
         self.scaler = scaler
-        self.original = plan if plan is not None else analyse(self.model, example)
-        self.plan = copy.copy(self.original)
+        found = plan if plan is not None else analyse(self.model, example)
+        self.original = dataclasses.replace(found, branches_go=self.settings.beta > 0)
+        self.plan = self.original
         if not self.plan.n_gates:
             raise ModelError(
                 f"nothing in {type(self.model).__name__} can be gated: "

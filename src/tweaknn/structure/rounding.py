@@ -24,58 +24,39 @@ def settle(
     """Gates to keep (bool, ``(n_gates,)``): ``theta >= 1/2``, corrected to a budget where there is one.
 
     ``possible`` marks gates not pruned already; ``measure`` gives the budgeted fraction of a set of gates; ``worth``
-    (loss saved per price) orders gates of equal ``theta``. The correction flips the gates closest to ½ first.
+    (loss saved per price) orders gates of equal ``theta``. The correction takes out the lowest gates (or takes the
+    highest in), one that would go past the target being passed over.
     """
     alive = keep_working(plan, (theta >= 0.5) & possible, possible, theta)
     if target is None or abs(measure(alive) / target - 1) <= 0.5 * tolerance:
         return alive
     span = np.ptp(worth) or 1.0
-    score = theta + 1e-3 * (worth - worth.min()) / span
-    order = np.argsort(-np.where(possible, score, -np.inf), kind="stable")
-    n = int(possible.sum())
+    score = theta + 1e-2 * (worth - worth.min()) / span
+    shrink = measure(alive) > target
+    candidates = np.flatnonzero(alive if shrink else possible & ~alive)
+    candidates = candidates[np.argsort(score[candidates] if shrink else -score[candidates], kind="stable")]
+    low, high = target * (1 - 0.5 * tolerance), target * (1 + 0.5 * tolerance)
 
-    def prefix(k: int) -> np.ndarray:
-        chosen = np.zeros(len(theta), dtype=bool)
-        chosen[order[:k]] = True
-        return keep_working(plan, chosen & possible, possible, score)
+    def flipped(base: np.ndarray, gates: np.ndarray) -> np.ndarray:
+        changed = base.copy()
+        changed[gates] = not shrink
+        return keep_working(plan, changed, possible, score)
 
-    low, high = 0, n
-    while low < high:  # the fraction grows with k but for the rare repair of an empty layer
-        mid = (low + high + 1) // 2
-        if measure(prefix(mid)) <= target:
-            low = mid
-        else:
-            high = mid - 1
-    alive = prefix(low)
-    return _fill(plan, alive, score, possible, target, measure, tolerance)
-
-
-def _fill(
-    plan: Plan, alive: np.ndarray, score: np.ndarray, possible: np.ndarray, target: float,
-    measure: Callable[[np.ndarray], float], tolerance: float,
-) -> np.ndarray:  # fmt: skip
-    """Add single units, best first, as long as the budget allows: a branch just over it leaves a gap."""
-    units = np.zeros(len(alive), dtype=bool)
-    units[: plan.n_units] = True
-    now = measure(alive)
-    for i in np.flatnonzero(possible & ~alive & units)[np.argsort(-score[possible & ~alive & units])]:
-        if now >= target * (1 - 0.25 * tolerance):
+    for _ in range(200):
+        if low <= measure(alive) <= high or not len(candidates):
             break
-        trial = alive.copy()
-        trial[i] = True
-        value = measure(trial)
-        if value <= target * (1 + 0.5 * tolerance):
-            alive, now = trial, value
-    for i in np.flatnonzero(alive & units)[np.argsort(score[alive & units])]:
-        if now <= target * (1 + 0.5 * tolerance):
-            break
-        trial = alive.copy()
-        trial[i] = False
-        trial = keep_working(plan, trial, possible, score)
-        value = measure(trial)
-        if value < now:
-            alive, now = trial, value
-    if abs(now / target - 1) <= 0.5 * tolerance:
+        first, last = 0, len(candidates)
+        while first < last:  # how many of the next ones fit; the fraction is monotone in their number
+            middle = (first + last + 1) // 2
+            value = measure(flipped(alive, candidates[:middle]))
+            if (value >= low) if shrink else (value <= high):
+                first = middle
+            else:
+                last = middle - 1
+        alive = flipped(alive, candidates[:first])
+        candidates = candidates[first + 1 :]  # the next one does not fit: pass it over
+        candidates = candidates[alive[candidates] == shrink]
+    if low <= measure(alive) <= high:
         return alive
     return _from_above(plan, alive, score, possible, target, measure, tolerance)
 
@@ -86,13 +67,14 @@ def _from_above(
 ) -> np.ndarray:  # fmt: skip
     """A coarse network: put the smallest unit back that overshoots, and take small ones out until it is nearest."""
     units = np.flatnonzero(possible[: plan.n_units])
+    units = units[np.argsort(score[units])][:500]
     best, now = alive, measure(alive)
     extra = [(measure(_flip(alive, i)), i) for i in units if not alive[i]]
     over = [(value, i) for value, i in extra if value >= target]
     if not over:
         return best
     trial = _flip(alive, min(over)[1])
-    for i in units[np.argsort(score[units])]:
+    for i in units:
         if not trial[i]:
             continue
         fewer = keep_working(plan, _flip(trial, i), possible, score)

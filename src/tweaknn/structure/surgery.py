@@ -7,6 +7,7 @@ working; every optimiser tensor that had a parameter's shape is cut the same way
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -59,10 +60,7 @@ def cut(
     attributes = [
         Attribute(a.module, a.name, tuple(g for g in a.gates if alive[g]), a.per_gate) for a in plan.attributes
     ]
-    new = Plan(
-        plan.n_units, ops, slots, plan.blocks, attributes, plan.unit_names, plan.ungated, plan.must_live
-    )
-    return model, new
+    return model, replace(plan, ops=ops, slots=slots, attributes=attributes)
 
 
 def _cut_blocks(model: nn.Module, plan: Plan, dead: list) -> tuple[nn.Module, Plan]:
@@ -80,9 +78,7 @@ def _cut_blocks(model: nn.Module, plan: Plan, dead: list) -> tuple[nn.Module, Pl
     ops = [o for o in plan.ops if not gone(o.module)]
     slots = [s for s in plan.slots if not gone(s.module)]
     attributes = [a for a in plan.attributes if not gone(a.module)]
-    return model, Plan(
-        plan.n_units, ops, slots, plan.blocks, attributes, plan.unit_names, plan.ungated, plan.must_live
-    )
+    return model, replace(plan, ops=ops, slots=slots, attributes=attributes)
 
 
 def _replace_attention(model: nn.Module, plan: Plan, ok: np.ndarray) -> None:
