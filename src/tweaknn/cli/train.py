@@ -34,7 +34,7 @@ def command(
     mend: Annotated[str | None, typer.Option(help="CLASS or worst:K: mend these classes afterwards (Δnn).")] = None,
     rate: Annotated[float, typer.Option(help="Highest learning rate.")] = 0.1,
     decay: Annotated[float, typer.Option(help="Weight decay.")] = 5e-4,
-    augment: Annotated[bool, typer.Option(help="Random crops and flips of images.")] = True,
+    augment: Annotated[bool, typer.Option(help="Random crops of images, and flips of colour ones.")] = True,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run in --out.")] = False,
     weights: o.Weights = None,
     preprocess: o.Preprocess = None,

@@ -78,13 +78,14 @@ def learning_rate(recipe: Recipe, step: int, steps: int, per_epoch: int) -> floa
 
 
 def augment(x: Tensor, rng: torch.Generator) -> Tensor:
-    """Random crops after reflecting an eighth of the side, and flips; ``x`` is ``(n, c, h, w)``."""
+    """Random crops after reflecting an eighth of the side; left-right flips of colour images (grey ones are often
+    characters, which a flip makes wrong); ``x`` is ``(n, c, h, w)``."""
     n, _, h, w = x.shape
     p = max(1, min(h, w) // 8)
     padded = F.pad(x, (p, p, p, p), mode="reflect" if min(h, w) > p else "constant")
     top = torch.randint(0, 2 * p + 1, (n,), generator=rng)
     left = torch.randint(0, 2 * p + 1, (n,), generator=rng)
-    flip = torch.rand(n, generator=rng) < 0.5
+    flip = torch.rand(n, generator=rng) < (0.5 if x.shape[1] == 3 else 0.0)
     columns = left[:, None] + torch.arange(w)
     columns = torch.where(flip[:, None], columns.flip(1), columns)
     rows = top[:, None] + torch.arange(h)
