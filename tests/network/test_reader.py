@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from benchmarks.networks import resnet20
 from torch import nn
 
+from benchmarks.networks import resnet20
 from tweaknn.errors import ModelError
 from tweaknn.network import Reader, fingerprint, pool
 
@@ -145,7 +145,12 @@ class Tokens(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.conv, self.norm, self.lin, self.out = nn.Conv2d(3, 5, 2, 2), nn.LayerNorm(5), nn.Linear(5, 7), nn.Linear(7, 2)
+        self.conv, self.norm, self.lin, self.out = (
+            nn.Conv2d(3, 5, 2, 2),
+            nn.LayerNorm(5),
+            nn.Linear(5, 7),
+            nn.Linear(7, 2),
+        )
 
     def forward(self, x):
         h = F.gelu(self.conv(x))  # (n, 5, 4, 4)

@@ -164,9 +164,7 @@ def insert(delta: Delta, module: Layered, device: torch.device) -> Layered:
     return module
 
 
-def _read(
-    module: Layered, primitive: Primitive, source: fx.Node, name: str, device: torch.device
-) -> fx.Node:
+def _read(module: Layered, primitive: Primitive, source: fx.Node, name: str, device: torch.device) -> fx.Node:
     """Nodes that reduce a layer, as plain calls: at batch 1 a submodule each would cost more than the sums do."""
     function, arguments, indexed = reading(primitive)
     graph = module.graph
@@ -178,7 +176,7 @@ def _read(
         index = graph.get_attr(name)
     with graph.inserting_after(index):
         if function is gather:
-            return graph.call_function(gather, (source, index))
+            return graph.call_function(gather, (source, index, *arguments))
         value = graph.call_function(function, (source, *arguments))
     with graph.inserting_after(value):
         return graph.call_function(torch.index_select, (value, 1, index))

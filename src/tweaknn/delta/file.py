@@ -111,6 +111,8 @@ def to_bytes(delta: Delta) -> bytes:
         header = json.loads(json.dumps(header, allow_nan=False, sort_keys=True))
     except (TypeError, ValueError) as error:
         raise DeltaError(f"The delta's metadata does not fit JSON: {error}.") from None
+    # terms may share tensors (a sum of a delta with itself does), which safetensors refuses
+    tensors = {name: tensor.clone() for name, tensor in tensors.items()}
     header["sha256"] = content_hash(header, tensors)
     return safetensors.torch.save(tensors, {"tweaknn": json.dumps(header, sort_keys=True)})
 

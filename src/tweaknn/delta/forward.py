@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,11 +11,21 @@ from torch import Tensor, nn
 
 from tweaknn.delta.heads import ACTIVATIONS
 from tweaknn.delta.plan import Plan, Primitive
+from tweaknn.errors import ModelError
 from tweaknn.network.pooling import pool
 
 
-def gather(x: Tensor, index: Tensor) -> Tensor:
-    """Single neurons: ``(n, *shape)``, positions ``(k,)`` row-major -> ``(n, k)`` float32."""
+def gather(x: Tensor, index: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Single neurons: ``(n, *shape)``, positions ``(k,)`` row-major -> ``(n, k)`` float32.
+
+    Raises:
+        ModelError: the layer has another shape, so that a position means another neuron.
+    """
+    if x.shape[1:] != shape:
+        raise ModelError(
+            f"The delta reads single neurons of a layer of shape {shape}, which is {tuple(x.shape[1:])} for this "
+            "input; give inputs of the size it was made for."
+        )
     if x.is_contiguous():
         values = x.flatten(1).index_select(1, index)
     else:  # another memory format: gathered without copying the layer
@@ -27,9 +38,18 @@ def everything(x: Tensor) -> Tensor:
     return x.flatten(1).float()
 
 
-def total(x: Tensor, axes: Sequence[int]) -> Tensor:
-    """Sums over ``axes``: ``(n, *shape) -> (n, channels)`` float32."""
-    return x.sum(axes) if x.dtype == torch.float32 else x.sum(axes, dtype=torch.float32)
+def total(x: Tensor, axes: Sequence[int], positions: int) -> Tensor:
+    """Sums over ``axes``: ``(n, *shape) -> (n, channels)`` float32; in an input of another size, as if it had as many
+    ``positions`` as the one the delta was made for."""
+    values = x.sum(axes) if x.dtype == torch.float32 else x.sum(axes, dtype=torch.float32)
+    return _rescaled(values, x, axes, positions)
+
+
+def _rescaled(values: Tensor, x: Tensor, axes: Sequence[int], positions: int) -> Tensor:
+    found = 1
+    for axis in axes:  # a loop, which a compiler follows more readily than math.prod of a generator
+        found *= x.shape[axis]
+    return values if found == positions else values * (positions / found)
 
 
 def highest(x: Tensor, axes: Sequence[int]) -> Tensor:
@@ -38,28 +58,38 @@ def highest(x: Tensor, axes: Sequence[int]) -> Tensor:
     return values if values.dtype == torch.float32 else values.float()
 
 
-def quarters(x: Tensor, channel_axis: int) -> Tensor:
+def quarters(x: Tensor, channel_axis: int, positions: int) -> Tensor:
     """Sums over the quarters of maps with even sides: ``(n, *shape) -> (n, channels * 4)`` float32."""
+    axes = [axis for axis in range(1, x.ndim) if axis != channel_axis + 1]
+    if any(x.shape[axis] % 2 for axis in axes):  # an input of another size
+        return pool(x, channel_axis, "grid2") * (positions / 4)
     maps = x.movedim(channel_axis + 1, 1)
     h, w = maps.shape[2], maps.shape[3]
     # rows first: that sum runs along memory, and leaves little for the second
     rows = maps.unflatten(2, (2, h // 2)).sum(3, dtype=torch.float32)
-    return rows.unflatten(3, (2, w // 2)).sum(-1).flatten(1)
+    return _rescaled(rows.unflatten(3, (2, w // 2)).sum(-1).flatten(1), x, axes, positions)
 
 
 def reading(primitive: Primitive) -> tuple[Any, tuple[Any, ...], bool]:
     """How a primitive is computed: a function of the activation, its further arguments, and whether the primitive's
-    index comes in addition: as the function's last argument (``position``), or as a selection from its result."""
+    index comes in addition: as the function's second argument (``position``), or as a selection from its result."""
     axes = [axis + 1 for axis in range(len(primitive.shape)) if axis != primitive.channel_axis]
+    positions = math.prod(primitive.shape) // primitive.shape[primitive.channel_axis]
     if primitive.kind == "position":
-        return (everything, (), False) if primitive.every else (gather, (), True)
+        return (everything, (), False) if primitive.every else (gather, (primitive.shape,), True)
     if primitive.kind == "quarters":
-        return quarters, (primitive.channel_axis,), not primitive.every
+        return quarters, (primitive.channel_axis, positions), not primitive.every
     if not axes and primitive.kind in ("sum", "max"):
         return everything, (), not primitive.every
-    if primitive.kind in ("sum", "max"):
-        return (total if primitive.kind == "sum" else highest), (axes,), not primitive.every
+    if primitive.kind == "sum":
+        return total, (axes, positions), not primitive.every
+    if primitive.kind == "max":
+        return highest, (axes,), not primitive.every
     return pool, (primitive.channel_axis, primitive.kind), not primitive.every
+
+
+REDUCTIONS: dict[str, Any] = {f.__name__: f for f in (gather, everything, total, highest, quarters, pool)}
+"""What :func:`reading` names, by name."""
 
 
 class LayerRead(nn.Module):
@@ -75,7 +105,7 @@ class LayerRead(nn.Module):
         values = []
         for p, (function, arguments, indexed) in enumerate(self.steps):
             if function is gather:
-                values.append(gather(activation, getattr(self, f"index_{p}")))
+                values.append(gather(activation, getattr(self, f"index_{p}"), *arguments))
                 continue
             value = function(activation, *arguments)
             values.append(value.index_select(1, getattr(self, f"index_{p}")) if indexed else value)

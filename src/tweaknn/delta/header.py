@@ -79,8 +79,4 @@ def _is_hash(value: Any) -> bool:
 
 
 def _is_shape(value: Any, least: int) -> bool:
-    return (
-        isinstance(value, list)
-        and least <= len(value) <= 16
-        and all(_is_int(n) and 0 < n < 1 << 40 for n in value)
-    )
+    return isinstance(value, list) and least <= len(value) <= 16 and all(_is_int(n) and 0 < n < 1 << 40 for n in value)

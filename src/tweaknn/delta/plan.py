@@ -3,7 +3,7 @@
 A delta reads means, maxima, quarters and single neurons. Reading them one by one costs a handful of kernels each, which
 at batch 1 is more than the network's own layers cost. So a layer is reduced once to *primitives* (sums, maxima, sums of
 quarters, gathered neurons), and what turns sums into means is folded into the first matrix of the heads: a mean is a
-sum with its weight divided by the number of positions, or a fourth of each quarter's mean.
+sum with its weight divided by the number of positions.
 """
 
 from __future__ import annotations
@@ -144,10 +144,6 @@ def _primitives(reads: Iterable[Read]) -> dict[Key, Primitive]:
         index = torch.unique(torch.cat([read.index for read in group]))
         every = int(index.numel()) == first.available
         made[layer, kind] = Primitive(layer, kind, first.shape, first.channel_axis, index, every)
-    for layer, kind in list(made):
-        # four quarters that are there anyway make the sum: one kernel fewer a layer
-        if kind == "sum" and (layer, "quarters") in made and made[layer, "quarters"].every:
-            del made[layer, kind]
     return made
 
 
@@ -162,11 +158,6 @@ def _folded(reads: Iterable[Read], matrix: Tensor, primitives: dict[Key, Primiti
         positions = 1
         for axis, n in enumerate(read.shape):
             positions *= n if axis != read.channel_axis else 1
-        if kind == "sum" and (read.layer, "sum") not in primitives:
-            quarters = primitives[read.layer, "quarters"]
-            for q in range(4):
-                folded.index_add_(0, quarters.start + 4 * read.index + q, rows / positions)
-            continue
         primitive = primitives[read.layer, kind]
         scale = {"sum": 1.0 / positions, "quarters": 4.0 / positions}.get(kind, 1.0)
         places = primitive.start + torch.searchsorted(primitive.index, read.index)

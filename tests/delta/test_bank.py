@@ -1,0 +1,146 @@
+"""Many deltas on one base, each example its own."""
+
+from __future__ import annotations
+
+import random
+import threading
+
+import pytest
+import torch
+
+from tests.delta.nets import Branching, Small, delta_for, examples, network
+from tweaknn.delta.bank import DeltaBank
+from tweaknn.errors import DeltaError, InputError
+from tweaknn.network import Reader, fingerprint
+
+NET = network(Small)
+READER = Reader(NET, examples(2))
+KINDS = [("position",), ("mean",), ("max", "grid2"), ("mean", "position", "grid2")]
+
+
+def some(n, **spec):
+    return {
+        f"d{i}": delta_for(
+            NET,
+            READER,
+            seed=i,
+            reductions=KINDS[i % len(KINDS)],
+            columns=[(0,), (1, 3), (2,)][i % 3],
+            per_layer=1 + i % 7,
+            bias=bool(i % 2),
+            **spec,
+        )
+        for i in range(n)
+    }
+
+
+def expected(deltas, x, names):
+    with torch.inference_mode():
+        parts = [NET(x[i : i + 1]) if n is None else deltas[n].attach(NET)(x[i : i + 1]) for i, n in enumerate(names)]
+    return torch.cat(parts)
+
+
+def test_each_example_gets_its_own():
+    deltas = some(12)
+    deltas["mlp"] = delta_for(NET, READER, seed=50, mlp=True, columns=(0, 1))
+    before = fingerprint(NET)
+    bank = DeltaBank(NET, deltas, capacity=4)
+    assert len(bank) == 13
+    assert "d3" in bank
+    rng = random.Random(0)
+    x = examples(20)
+    for _ in range(3):
+        names = [rng.choice([None, *deltas]) for _ in range(20)]
+        with torch.inference_mode():
+            torch.testing.assert_close(bank(x, names), expected(deltas, x, names), rtol=1e-4, atol=1e-4)
+    with torch.inference_mode():
+        assert torch.equal(bank(x, [None] * 20), NET(x))
+        out = bank(x, ["d0"] * 20)  # d0 names class 0 alone
+        assert torch.equal(out[:, 1:], NET(x)[:, 1:])
+    assert fingerprint(NET) == before
+
+
+def test_adding_replacing_and_removing():
+    deltas = some(3)
+    bank = DeltaBank(NET)
+    x = examples(1)
+    for name, delta in deltas.items():
+        bank.add(name, delta)
+    with torch.inference_mode():
+        bank.swap("d0", deltas["d1"])
+        torch.testing.assert_close(bank(x, ["d0"]), expected(deltas, x, ["d1"]), rtol=1e-4, atol=1e-4)
+        bank.remove("d0")
+        with pytest.raises(InputError, match="no delta 'd0'"):
+            bank(x, ["d0"])
+        with pytest.raises(InputError, match="no delta"):
+            bank.remove("d0")
+        with pytest.raises(InputError, match="as many names"):
+            bank(x, [])
+        bank.add("new", deltas["d0"])
+        torch.testing.assert_close(bank(x, ["new"]), expected(deltas, x, ["d0"]), rtol=1e-4, atol=1e-4)
+    other = network(Small, seed=8)
+    with pytest.raises(DeltaError, match="fingerprint"):
+        bank.add("foreign", delta_for(other, Reader(other, x)))
+    assert bank.names == ["d1", "d2", "new"]
+
+
+def test_networks_that_only_hooks_can_read():
+    net = network(Branching)
+    reader = Reader(net, examples(2))
+    deltas = {f"d{i}": delta_for(net, reader, seed=i) for i in range(2)}
+    bank, x = DeltaBank(net, deltas), examples(3)
+    out = bank(x, ["d1", None, "d0"])
+    torch.testing.assert_close(out[1:2], net(x[1:2]))
+    torch.testing.assert_close(out[:1], deltas["d1"].attach(net)(x[:1]))
+
+
+def test_swaps_while_requests_run():
+    deltas = some(8)
+    bank = DeltaBank(NET, {"a": deltas["d0"], "b": deltas["d1"]}, capacity=2)
+    x = examples(4)
+    allowed = {n: [expected(deltas, x, [d] * 4) for d in deltas] for n in ("a", "b")}
+    wrong, stop = [], threading.Event()
+
+    def request():
+        try:
+            with torch.inference_mode():
+                while not stop.is_set():
+                    out = bank(x, ["a", "b", "a", "b"])
+                    for i, n in enumerate(("a", "b", "a", "b")):
+                        if not any(torch.allclose(out[i], ref[i], rtol=1e-4, atol=1e-4) for ref in allowed[n]):
+                            wrong.append(f"{n} row {i} belongs to no delta")
+        except Exception as error:
+            wrong.append(repr(error))
+
+    threads = [threading.Thread(target=request) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for k in range(60):
+        bank.swap("ab"[k % 2], deltas[f"d{k % 8}"])
+        bank.add(f"extra{k}", deltas[f"d{(k + 3) % 8}"])
+        if k > 5:
+            bank.remove(f"extra{k - 5}")
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert not wrong, wrong[:3]
+
+
+def test_the_reading_graph_compiles_once_for_all_swaps():
+    deltas = some(4)
+    bank = DeltaBank(NET, deltas, capacity=16)
+    counts = []
+
+    def backend(graph, inputs):
+        counts.append(1)
+        return graph.forward
+
+    torch._dynamo.reset()
+    compiled = torch.compile(bank._tables.net, backend=backend, fullgraph=True)
+    x = examples(2)
+    with torch.no_grad():
+        for name in ("d0", "d1", "d2"):
+            slots = torch.tensor([bank._slots[name], 0])
+            torch.testing.assert_close(compiled(x, slots), bank(x, [name, None]), rtol=1e-4, atol=1e-4)
+            bank.swap(name, deltas["d0"])
+    assert len(counts) == 1
