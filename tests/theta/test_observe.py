@@ -120,7 +120,10 @@ def test_pooled_neurons(reduction):
                 reader(micro, lambda k, a, kept=kept: kept.append(pool(a, reader.layers[k].channel_axis, reduction)))
             )
             rows.append(torch.cat(kept, 1))
-    same(whole(found), theta_all(torch.cat(rows).numpy(), torch.cat(logits).numpy(), y.numpy(), form="signed"))
+    expected = theta_all(torch.cat(rows).numpy(), torch.cat(logits).numpy(), y.numpy(), form="signed")
+    np.testing.assert_allclose(whole(found).threshold, expected.threshold, rtol=1e-4)  # sums are cut differently
+    np.testing.assert_array_equal(whole(found).count, expected.count)
+    np.testing.assert_array_equal(whole(found).sign, expected.sign)
 
 
 def test_threads_do_not_change_the_bits():

@@ -290,3 +290,14 @@ def lean(values, offset, own, own_target, total):  # type: ignore[no-untyped-def
         k, row = own[e], own_target[e]
         for i in range(v):
             total[row, i] += np.int64(np.float64(values[k, offset + i]) * 16777216.0)
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy", fastmath={"reassoc"})
+def means(maps, out):  # type: ignore[no-untyped-def]
+    """out[i] = mean of maps[i]: maps is (n * channels, positions) float32."""
+    m = maps.shape[1]
+    for i in range(maps.shape[0]):
+        total = np.float32(0)
+        for k in range(m):
+            total += maps[i, k]
+        out[i] = total / np.float32(m)

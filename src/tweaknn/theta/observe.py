@@ -25,7 +25,7 @@ from tweaknn.theta.job import Job, follow
 from tweaknn.theta.state import State
 from tweaknn.theta.statistics import check_finite, check_targets
 from tweaknn.theta.stream import Progress, Settings, micro_batch
-from tweaknn.theta.synapses import Synapses, rank
+from tweaknn.theta.synapses import Synapses, nth_largest, rank
 
 KEPT_BYTES = 1 << 30
 """Default room for mistakes that may still count; beyond it they are counted in a second pass."""
@@ -88,20 +88,23 @@ class Observation:
         finisher = self.finisher
         nothing = finisher.nothing
         found: dict[int, list[tuple[np.ndarray, ...]]] = {t: [] for t in wanted}
-        floor = dict.fromkeys(wanted, 0)  # a block's neurons below the n-th count so far need no threshold
+        histograms = {t: np.zeros(int(finisher.states[0].mistakes[j]) + 1, np.int64) for t, j in rows.items()}
+        for b in range(len(self.blocks)):
+            counts, _ = finisher.sided(b)
+            for t, j in rows.items():
+                histograms[t] += np.bincount(counts[j], minlength=len(histograms[t]))
         for b, block in enumerate(self.blocks):
             counts, negative = finisher.sided(b)
             silent = finisher.silent(b)
             for t, j in rows.items():
-                quiet = silent[j] if nothing[j] and silent is not None else None
-                i = _contenders(counts[j], n, floor[t], quiet)
+                if nothing[j] and silent is not None:
+                    i = np.flatnonzero(~silent[j])
+                else:
+                    i = np.flatnonzero(counts[j] >= nth_largest(histograms[t], n))
                 threshold = finisher.threshold(b, j, i, negative[j, i])
-                weight = np.where(negative[j, i], -threshold, threshold)
                 order = rank(counts[j, i], threshold, n=n)
-                i, weight = i[order], weight[order]
+                i, weight = i[order], np.where(negative[j, i], -threshold, threshold)[order]
                 found[t].append((np.full(len(i), block.layer), i + block.offset, weight, counts[j, i]))
-                if len(i) == n:
-                    floor[t] = max(floor[t], int(counts[j, i].min()))
         result = {}
         for t, pieces in found.items():
             layer, index, weight, count = (np.concatenate(column) for column in zip(*pieces))
@@ -311,17 +314,6 @@ class _Run:
         if sum(f.kept_bytes for f in folders) > self.kept_memory * 3 // 4:
             for f in folders:
                 f.give_up()
-
-
-def _contenders(count: np.ndarray, n: int, floor: int, silent: np.ndarray | None) -> np.ndarray:
-    """Neurons that can be among the ``n`` best: those at or above the n-th largest count, here and so far."""
-    if silent is not None:
-        return np.flatnonzero(~silent)
-    if n < len(count):
-        above = np.flatnonzero(count > floor)
-        if len(above) >= n:
-            return above[count[above] >= np.partition(count[above], len(above) - n)[len(above) - n]]
-    return np.flatnonzero(count >= floor)
 
 
 def _first(reader: Reader, batches: Batches) -> tuple[int, int]:

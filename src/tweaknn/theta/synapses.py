@@ -79,14 +79,24 @@ def rank(
     if count.max(initial=0) == 0 and silent is not None:
         candidates = candidates[~silent]
     if n is not None and 0 < n < len(candidates):
-        # Only neurons at or above the n-th largest count can be among the first n: sort those few, not all.
+        # Only neurons at or above the n-th largest count can be among the first n, and of those that are level with it
+        # only the ones with the largest thresholds: sort those few, not all.
         c = count[candidates]
-        candidates = candidates[c >= np.partition(c, len(c) - n)[len(c) - n]]
-        if count[candidates].max() == count[candidates].min():
-            t = threshold[candidates]
-            candidates = candidates[t >= np.partition(t, len(t) - n)[len(t) - n]]
+        least = nth_largest(np.bincount(c), n)
+        above, level = candidates[c > least], candidates[c == least]
+        room = n - len(above)
+        if room < len(level):
+            t = threshold[level]
+            level = level[t >= np.partition(t, len(t) - room)[len(t) - room]]
+        candidates = np.concatenate([above, level])
     order = candidates[np.lexsort((candidates, -threshold[candidates], -count[candidates]))]
     return order if n is None else order[: max(n, 0)]
+
+
+def nth_largest(histogram: np.ndarray, n: int) -> int:
+    """The n-th largest of small non-negative integers, ``histogram[k]`` of them equal to ``k``; 0 if there are fewer."""
+    at_least = np.cumsum(histogram[::-1])[::-1]
+    return int(np.flatnonzero(at_least >= n).max(initial=0))
 
 
 def stack(parts: list[Synapses]) -> Synapses:
