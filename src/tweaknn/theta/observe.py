@@ -195,6 +195,8 @@ def observe(
             **(key or {}),
         }
         checkpoint = Checkpoint(folder, about)
+    if not devices and reader.device.type != "cpu":
+        devices = (str(reader.device),)
     run = _Run(reader, batches, settings, passes, size, threads, tuple(devices), checkpoint, progress)
     run.durable, run.shard, run.every, run.kept_memory = resume is not None, max(1, shard // size), every, kept_memory
     run.engine = engine

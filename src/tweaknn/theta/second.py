@@ -22,9 +22,9 @@ class Counter:
         self.block, self.need, self.plain = block, need, form == "plain"
         self.counts = tuple(np.zeros(n.shape, np.int32) for n in need)
 
-    def fold(self, values: np.ndarray, r: Relations) -> None:
+    def fold(self, values: Any, r: Relations) -> None:
         kernels.count_wrong(
-            values, self.block.offset, r.wrong, r.wrong_target, r.wrong_inverse,
+            on_host(values), self.block.offset, r.wrong, r.wrong_target, r.wrong_inverse,
             self.need[0], self.need[-1], self.plain, self.counts[0], self.counts[-1],
         )  # fmt: skip
 
@@ -39,8 +39,8 @@ class Correct:
         self.block = block
         self.own = Own.empty(targets, block.size, True)
 
-    def fold(self, values: np.ndarray, r: Relations) -> None:
-        self.own.fold(values, self.block.offset, r)
+    def fold(self, values: Any, r: Relations) -> None:
+        self.own.fold(on_host(values), self.block.offset, r)
 
     def note(self, relations: Relations, n: int) -> None:
         pass
@@ -52,14 +52,19 @@ class Inspector:
     def __init__(self, block: Block, layer: str) -> None:
         self.block, self.layer, self.seen = block, layer, 0
 
-    def fold(self, values: np.ndarray, r: Relations) -> None:
-        good = np.isfinite(np.asarray(values)).all(axis=1)
+    def fold(self, values: Any, r: Relations) -> None:
+        good = np.isfinite(on_host(values)).all(axis=1)
         if not good.all():
             k = self.seen + int(np.flatnonzero(~good)[0])
             raise ModelError(f"Layer {self.layer} holds NaN or infinite values for example {k}.")
 
     def note(self, relations: Relations, n: int) -> None:
         self.seen += n
+
+
+def on_host(values: Any) -> np.ndarray:
+    """Neuron values as NumPy array, from whatever device."""
+    return values if isinstance(values, np.ndarray) else values.cpu().numpy()
 
 
 def complete(found: Any, run: Any) -> None:
