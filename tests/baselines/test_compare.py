@@ -220,3 +220,29 @@ def test_command_line_from_compare_to_page(net, tmp_path, capsys):
         assert run(bad) == 2, bad
     assert not (tmp_path / "x.html").exists()
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_mlflow_is_told_by_its_own_api(monkeypatch):
+    import sys
+    from contextlib import contextmanager
+    from types import SimpleNamespace
+
+    from tweaknn.baselines.tracking import tracker
+
+    told = []
+
+    @contextmanager
+    def start_run(run_name):
+        told.append(run_name)
+        yield
+
+    fake = SimpleNamespace(
+        set_experiment=told.append, start_run=start_run, log_params=told.append, log_metrics=told.append
+    )
+    monkeypatch.setitem(sys.modules, "mlflow", fake)
+    with tracker("mlflow:mine") as log:
+        log(3, "bias", {"reason": "", "target": 0.5, "overall": None, "per_class": [1]})
+    assert told == ["mine", "bias seed 3", {"method": "bias", "seed": 3, "reason": "none"}, {"target": 0.5}]
+    monkeypatch.setitem(sys.modules, "mlflow", None)
+    with pytest.raises(InputError, match="pip install mlflow"), tracker("mlflow:mine"):
+        pass

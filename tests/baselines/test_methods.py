@@ -237,3 +237,32 @@ def test_mlps_and_plain_arrays_work_too():
     task = make_task(net, data.subset(range(400)), data.subset(range(400, 600)), [1], training=Training(iterations=3))
     for name in ("last-layer", "da", "wa", "retraining-4", "head2toe", "fit"):
         assert np.isfinite(run(name, task).test).all()
+
+
+def test_the_rule_of_section_3_1_at_its_edges():
+    from tweaknn.baselines.rule import Score, keeps, pick, shared_shift
+
+    base = Score(0.5, 0.80)
+    assert keeps(Score(0, 0.791), base, 0.01)
+    assert not keeps(Score(0, 0.789), base, 0.01)
+    assert keeps(Score(0, 0.80), base, 0.0)
+    assert not keeps(Score(0, 0.7999), base, 0.0)
+    assert pick([Score(0.9, 0.6), Score(0.7, 0.7)], base) == 1  # none keeps it: the one that loses least
+    # Brute force over a fine grid finds nothing better than the exact shift.
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 5, 300)
+    z = rng.normal(size=(300, 5)) + np.eye(5)[labels]
+    own = Score(float((z.argmax(1)[np.isin(labels, [1, 3])] == labels[np.isin(labels, [1, 3])]).mean()), 0.0)
+    before = float((z.argmax(1) == labels).mean())
+
+    def at(shift):
+        moved = z.copy()
+        moved[:, [1, 3]] += shift
+        right = moved.argmax(1) == labels
+        target = float(np.mean([right[labels == j].mean() for j in (1, 3)]))
+        return (target, float(right.mean()))
+
+    best = at(shared_shift(z, labels, [1, 3], Score(own.target, before)))
+    assert best[1] >= before - 1e-12
+    allowed = [at(s) for s in np.linspace(0, 6, 1500) if at(s)[1] >= before - 1e-12]
+    assert best[0] == pytest.approx(max(t for t, _ in allowed))

@@ -29,6 +29,13 @@ def test_what_users_write_cannot_run(pages):
     assert "&lt;script&gt;alert" in html
 
 
+def test_class_names_cannot_end_the_script(compared):
+    text = (compared / "result.json").read_text().replace("digit 3", "</script><b>3")
+    html = render(page_of(json.loads(text), "compare"))
+    assert html.count("</script>") == 2
+    assert "</script><b>" not in html
+
+
 def test_it_opens_with_the_sentence(pages):
     html = (pages / "compare.html").read_text()
     h1 = re.search(r"<h1>(.*?)</h1>", html, re.S).group(1)
