@@ -134,6 +134,23 @@ def test_theta_on_the_command_line(folder):
     assert found["candidates"]["theta"]["per_target"]["8"]["n"] >= 1
 
 
+def test_a_promise_of_ones_own(folder):
+    out, figures = folder / "mixed.delta.safetensors", folder / "mixed.json"
+    rules = ("--promise", "mixed", "--floor", "3=0.95", "--max-drop", "0.05", "--specificity", "8=0.98")
+    assert run(join(folder, "--target", "8", "--method", "fit", *rules, "--out", str(out), "--json", str(figures))) == 0
+    found = json.loads(figures.read_text())
+    assert found["promise"] == {
+        "kind": "mixed",
+        "tolerance": 0.0,
+        "max_drop": 0.05,
+        "floors": {"3": 0.95},
+        "specificity": {"8": 0.98},
+    }
+    chosen = found["candidates"][found["chosen"]]
+    assert chosen["per_class"]["3"] >= 0.95
+    assert chosen["worst_drop"] >= -0.05 - 1e-9
+
+
 def test_demo(tmp_path):
     assert run(["demo", "--out", str(tmp_path / "demo")]) == 0
     assert (tmp_path / "demo" / "before-after.png").stat().st_size > 5000
@@ -154,6 +171,7 @@ BAD = {
     "no data": (["--target", "8", "--train", "{}/missing.npz"], "missing.npz"),
     "empty folder": (["--target", "8", "--train", "{}/empty"], "empty"),
     "bad layer": (["--target", "8", "--layers", "conv9"], "conv9"),
+    "no number": (["--target", "8", "--floor", "3"], "NAME=NUMBER"),
     "no such device": (["--target", "8", "--device", "cuda:7"], "cuda:7"),
     "no group": (["--target", "8", "--group", "lesion"], "lesion"),
     "labels out of range": (["--target", "8", "--train", "{}/labels.npz"], "label"),

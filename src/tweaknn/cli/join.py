@@ -11,6 +11,7 @@ import typer
 from tweaknn.cli import options as o
 from tweaknn.cli.console import bar, err, note, out, percent, points, table, warn
 from tweaknn.errors import InputError, NothingHelps
+from tweaknn.join.promise import Promise
 from tweaknn.join.run import JoinResult, SynapticJoin
 
 
@@ -28,6 +29,7 @@ class Method(StrEnum):
 class Kind(StrEnum):
     floors = "floors"
     overall = "overall"
+    mixed = "mixed"
 
 
 class Saw(StrEnum):
@@ -56,10 +58,24 @@ def command(
     promise: Annotated[
         Kind | None,
         typer.Option(
-            help="floors: no other class may lose; overall: overall accuracy may not. Default: the method's own."
+            help="floors: no other class may lose; overall: overall accuracy may not; mixed: only what --floor, "
+            "--max-drop, --overall-drop and --specificity say. Default: the method's own."
         ),
     ] = None,
     tolerance: Annotated[float, typer.Option(min=0.0, max=1.0, help="What the promise may give up, a fraction.")] = 0.0,
+    floor: Annotated[
+        list[str] | None, typer.Option(help="NAME=0.80: that class shall have at least this accuracy; several times.")
+    ] = None,
+    max_drop: Annotated[
+        float | None, typer.Option(min=0.0, max=1.0, help="No class may lose more accuracy than this, a fraction.")
+    ] = None,
+    overall_drop: Annotated[
+        float | None, typer.Option(min=0.0, max=1.0, help="Overall accuracy may lose at most this, a fraction.")
+    ] = None,
+    weight: Annotated[list[str] | None, typer.Option(help="NAME=2: what a target counts among several.")] = None,
+    specificity: Annotated[
+        list[str] | None, typer.Option(help="NAME=0.95: share of the others' examples not called NAME, at least.")
+    ] = None,
     layers: Annotated[str, typer.Option(help="all, stages, or NAME,NAME.")] = "all",
     form: Annotated[
         str, typer.Option(help="theta: plain (as published) or signed (right for negative neurons).")
@@ -90,7 +106,7 @@ def command(
     held = o.open_data(validation, opened, skip_unreadable=skip_unreadable) if validation else None
     joiner = SynapticJoin(
         method=method.value,
-        promise=promise.value if promise else None,
+        promise=promised(method, promise, tolerance, floor, max_drop, overall_drop, weight, specificity),
         tolerance=tolerance,
         layers=layers,
         validation_share=validation_share,
@@ -115,6 +131,39 @@ def command(
     err.print(f"Δnn written to {out_file} ({out_file.stat().st_size / 1024:.0f} KB)", markup=False)
     if examples.skipped:
         note(f"{examples.skipped} unreadable images were left out")
+
+
+def promised(
+    method: Method,
+    kind: Kind | None,
+    tolerance: float,
+    floor: list[str] | None,
+    max_drop: float | None,
+    overall_drop: float | None,
+    weight: list[str] | None,
+    specificity: list[str] | None,
+) -> Promise | None:
+    """The promise in the options' words; None leaves it to the method. Raises InputError."""
+    more = {"floors": floor, "weights": weight, "specificity": specificity}
+    named = {field: pairs(values, field) for field, values in more.items() if values}
+    if kind is None and not named and max_drop is None and overall_drop is None and not tolerance:
+        return None
+    chosen = kind or (Kind.overall if method is Method.theta else Kind.floors)
+    return Promise(chosen.value, tolerance=tolerance, max_drop=max_drop, overall_drop=overall_drop, **named)  # type: ignore[arg-type]
+
+
+def pairs(values: list[str], option: str) -> dict[str, float]:
+    """``["cat=0.8"] -> {"cat": 0.8}``. Raises InputError for anything else."""
+    found = {}
+    for value in values:
+        name, equals, number = value.rpartition("=")
+        try:
+            found[name] = float(number)
+        except ValueError:
+            equals = ""
+        if not equals or not name:
+            raise InputError(f"{value!r} is not NAME=NUMBER, as --{option.rstrip('s')} cat=0.8.")
+    return found
 
 
 def show(result: JoinResult) -> None:
