@@ -1,0 +1,196 @@
+"""The other measurements of benchmarks/observe.py: wide networks, memory, scaling, the kernel against the machine."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from tweaknn.network.reader import Reader
+from tweaknn.theta import kernels
+from tweaknn.theta.blocks import plan
+from tweaknn.theta.observe import observe
+
+
+def _median(call: Callable[[], Any], rounds: int = 5) -> float:
+    call()
+    times = []
+    for _ in range(rounds):
+        begin = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - begin)
+    return float(np.median(times))
+
+
+def peak_pairs() -> float:
+    """Pair operations (a product and a maximum) a second of one thread with everything in registers and L1."""
+    values = np.random.default_rng(0).random((32, 512), dtype=np.float32)
+    inverse = np.random.default_rng(1).random((32, 10), dtype=np.float32)
+    peak, used = np.zeros((10, 512), np.float32), np.arange(32, dtype=np.int32)
+
+    def many() -> None:
+        for _ in range(2000):
+            kernels.fold_plain(values, 0, used, inverse, peak)
+
+    return 2000 * 32 * 512 * 10 / _median(many)
+
+
+def copy_bandwidth(size: int = 256 << 20) -> float:
+    """Bytes a second that one thread reads and writes when it copies a large array."""
+    a, b = np.ones(size // 4, np.float32), np.empty(size // 4, np.float32)
+    return 2 * size / _median(lambda: np.copyto(b, a))
+
+
+def kernel(options: Any) -> dict[str, Any]:
+    """One class: bytes over copy bandwidth. Many classes: pair operations over their measured peak."""
+    rng = np.random.default_rng(0)
+    bandwidth, peak = copy_bandwidth(), peak_pairs()
+    result: dict[str, Any] = {"copy_gb_s": round(bandwidth / 1e9, 2), "peak_gpairs_s": round(peak / 1e9, 2)}
+    for n, v, c in ((32, 1 << 20, 1), (32, 1 << 17, 10), (32, 1 << 17, 100), (64, 1 << 15, 1000)):
+        values = rng.random((n, v), dtype=np.float32)
+        inverse, used = rng.random((n, c), dtype=np.float32), np.arange(n, dtype=np.int32)
+        peaks = np.zeros((c, v), np.float32)
+        took = _median(lambda: kernels.fold_plain(values, 0, used, inverse, peaks))  # noqa: B023
+        moved = values.nbytes + 2 * peaks.nbytes
+        result[f"{c}_classes"] = {
+            "gpairs_s": round(n * v * c / took / 1e9, 2),
+            "of_peak": round(n * v * c / took / peak, 3),
+            "of_copy_bandwidth": round(moved / took / bandwidth, 3),
+        }
+    return result
+
+
+_PEAK = """
+import resource, sys
+sys.path.insert(0, {here!r})
+import observe as b
+import torch
+torch.set_num_threads(1)
+what, n = sys.argv[1], int(sys.argv[2])
+model, x, _ = b.case(2048)
+y = b.label(model, x, 0.86, 0)
+from tweaknn.network.reader import Reader
+class Again:  # the same images over and over: the data itself must not grow
+    def __len__(self): return n // 256
+    def __iter__(self):
+        for k in range(n // 256):
+            rows = slice(256 * k % 2048, 256 * k % 2048 + 256)
+            yield x[rows], y[rows]
+if what == "plain":
+    with torch.inference_mode():
+        for part, _ in Again(): model(part)
+else:
+    found = b.observe(Reader(model, x[:2]), Again(), range(10)); found.best(100)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+"""
+
+
+def peak_extra(n: int) -> dict[str, Any]:
+    """Peak memory of a ten-class join over that of plain evaluation, each in a process of its own."""
+    code = _PEAK.format(here=str(Path(__file__).resolve().parent))
+    peaks = {}
+    for what in ("plain", "observed"):
+        done = subprocess.run([sys.executable, "-c", code, what, str(n)], capture_output=True, text=True, check=True)
+        peaks[what] = int(done.stdout.split()[-1])
+    return {"examples": n, **peaks, "extra_mb": round((peaks["observed"] - peaks["plain"]) / 1e6, 1)}
+
+
+def memory(options: Any) -> dict[str, Any]:
+    """Peak memory at 1,024 to 50,000 examples, beside what issue and plan allow."""
+    sizes = (1024, 4096) if options.quick else (1024, 8192, 49920)
+    neurons, micro = 188_416, 32
+    allowed = 8 * neurons * 10 + 4 * neurons * micro + 100e6
+    return {"rows": [peak_extra(n) for n in sizes], "allowed_mb": round(allowed / 1e6, 1)}
+
+
+def wide(options: Any) -> dict[str, Any]:
+    """1,000 classes on a torchvision network, all classes at once and within --memory 4GB, in forward passes."""
+    import torchvision
+    from observe import forward, label
+
+    torch.manual_seed(0)
+    side, n = (64, 64) if options.quick else (176, 64)
+    model = torchvision.models.resnet18(weights=None).eval()
+    x = torch.randn(n, 3, side, side)
+    y = label(model, x, 0.86, 0)
+    reader = Reader(model, x[:2])
+    batches = list(zip(x.split(64), y.split(64)))
+    limit = int(4e9) if not options.quick else int(0.4e9)
+    wanted = plan([layer.size for layer in reader.layers], 1000, memory=limit)
+    plain = _median(lambda: forward(model, x, 16), 5)
+    result: dict[str, Any] = {
+        "network": "resnet18",
+        "side": side,
+        "images": n,
+        "neurons": reader.neurons,
+        "statistics_gb": round(5e-9 * reader.neurons * 1000, 2),
+        "memory_gb": limit / 1e9,
+        "passes": len(wanted.passes),
+        "plain_s": round(plain, 3),
+    }
+    pairs = 0.86 * n * reader.neurons * 1000
+    peak = peak_pairs() * torch.get_num_threads()
+    result["peak_gpairs_s"] = round(peak / 1e9, 2)
+    result["floor_in_forward_passes"] = round((plain + pairs / peak) / plain, 2)
+    for name, room in (("no_limit", None), ("memory", limit)):
+        with tempfile.TemporaryDirectory():
+            took = _median(lambda: observe(reader, batches, range(1000), memory=room), 3)  # noqa: B023
+        result[name] = {
+            "forward_passes": round(took / plain, 2),
+            "gpairs_s": round(pairs / max(took - plain, 1e-9) / 1e9, 2),
+            "of_peak": round(pairs / max(took - plain, 1e-9) / peak, 3),
+        }
+    return result
+
+
+def scaling(options: Any) -> dict[str, Any]:
+    """Time of the fold against |V|, |C| and |D|, one thread: fitted exponents, and three plots."""
+    rng = np.random.default_rng(0)
+
+    def took(v: int, c: int, n: int) -> float:
+        values = rng.random((32, v), dtype=np.float32)
+        inverse, used = rng.random((32, c), dtype=np.float32), np.arange(32, dtype=np.int32)
+        peak = np.zeros((c, v), np.float32)
+
+        def fold() -> None:
+            for _ in range(n // 32):
+                kernels.fold_plain(values, 0, used, inverse, peak)
+
+        return _median(fold)
+
+    base = {"V": 1 << 15, "C": 10, "D": 512}
+    sweeps = {
+        "V": [1 << k for k in range(13, 19)],
+        "C": [1, 2, 5, 10, 20, 50, 100, 200],
+        "D": [128, 256, 512, 1024, 2048, 4096],
+    }
+    result: dict[str, Any] = {"base": base}
+    for name, sizes in sweeps.items():
+        times = []
+        for size in sizes:
+            at = {**base, name: size}
+            times.append(took(at["V"], at["C"], at["D"]))
+        half = len(sizes) // 2  # the exponent of the upper half: where fixed costs no longer count
+        slope = np.polyfit(np.log(sizes[half:]), np.log(times[half:]), 1)[0]
+        result[name] = {"sizes": sizes, "seconds": [round(t, 6) for t in times], "exponent": round(float(slope), 3)}
+    if options.plot:
+        import matplotlib
+
+        matplotlib.use("Agg")
+        import matplotlib.pyplot as plt
+
+        figure, axes = plt.subplots(1, 3, figsize=(10, 3), sharey=True, constrained_layout=True)
+        names = {"V": "neurons", "C": "classes", "D": "examples"}
+        for axis, name in zip(axes, sweeps):
+            axis.loglog(result[name]["sizes"], result[name]["seconds"], "o-")
+            axis.set_xlabel(f"{names[name]} (exponent {result[name]['exponent']:.2f})")
+        axes[0].set_ylabel("seconds, one thread")
+        figure.savefig(options.plot, dpi=120)
+    return result
