@@ -54,6 +54,14 @@ def test_all_methods_are_rows_and_failures_say_why(compared):
     assert "its head is a convolution" in html
 
 
+def test_a_comparison_without_controls_is_a_page(compared):
+    result = json.loads((compared / "result.json").read_text())
+    result["methods"] = [m for m in result["methods"] if m["name"] == "retraining-1"]
+    html = render(page_of(result, "compare"))
+    assert "<h1>With retraining-1" in html
+    assert "Under the same promise" not in html
+
+
 def test_no_method_at_all_is_still_a_page(compared):
     result = json.loads((compared / "result.json").read_text())
     for m in result["methods"]:

@@ -21,6 +21,8 @@ def points(value: float | None) -> str:
 def join_names(names: Sequence[str]) -> str:
     """``a, b and c``."""
     names = list(names)
+    if not names:
+        return ""
     return names[0] if len(names) == 1 else ", ".join(names[:-1]) + f" and {names[-1]}"
 
 
