@@ -24,7 +24,7 @@ def _rect(x: float, y: float, w: float, h: float, kind: str, title: str = "") ->
 
 def bars(names: Sequence[str], values: Sequence[float], notes: Sequence[str], label: str) -> str:
     """Horizontal bars, one a name, ``notes`` written behind them."""
-    width, row, left, right = 460, 21, 150, 120
+    width, row, left, right = 460, 21, 140, 160
     most = max([float(v) for v in values] + [1e-12])
     body = []
     for k, (name, value, note) in enumerate(zip(names, values, notes)):
@@ -57,7 +57,9 @@ def histogram(
         return _svg(width, 40, label, [_text(width / 2, 24, "nothing to draw")])
     low = min(0.0, float(np.quantile(everything, 1 - clip)))
     high = float(np.quantile(everything, clip))
-    high = max(high, (mark or 0) * 1.15, low + 1e-9)
+    if mark:
+        high = max(min(high, 15 * mark), 1.15 * mark)  # what happens around the mark is what the picture is for
+    high = max(high, low + 1e-9)
     edges = np.linspace(low, high, bins + 1)
     counts = [np.histogram(np.asarray(v, dtype=float), edges)[0] for _, v, _ in series]
     most = max(int(c.max(initial=0)) for c in counts) or 1
