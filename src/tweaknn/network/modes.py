@@ -103,7 +103,5 @@ def logits_of(output: Any, head: int | str | None = None) -> Tensor:
             "return a tensor (examples, classes) or an object with .logits, or name the head."
         )
     if value.ndim != 2 or value.shape[1] < 2:
-        raise ModelError(
-            f"The network's output has shape {tuple(value.shape)}; (examples, classes >= 2) is needed."
-        )
+        raise ModelError(f"The network's output has shape {tuple(value.shape)}; (examples, classes >= 2) is needed.")
     return value

@@ -38,7 +38,9 @@ def collect_logits(
             out = logits_of(call(model, to_model(x, device, dtype)), head).float().cpu().numpy()
             if not np.isfinite(out).all():
                 row = int(np.argwhere(~np.isfinite(out))[0, 0])
-                raise ModelError(f"The network's logits of example {done + row} are NaN or infinite; check that example.")
+                raise ModelError(
+                    f"The network's logits of example {done + row} are NaN or infinite; check that example."
+                )
             logits.append(out)
             labels.append(np.asarray(y, dtype=np.int64))
             done += len(out)
