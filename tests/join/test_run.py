@@ -226,3 +226,24 @@ def test_theta_with_several_targets_keeps_the_promise(data, model):
             assert set(candidate.delta.touched) <= {0, 8, 9}
     theta = next(candidate for candidate in result.candidates if candidate.name == "theta")
     assert theta.point.feasible, "scale 0 always keeps the promise"
+
+
+def test_a_second_join_does_not_run_the_network_again(data, model, tmp_path, monkeypatch):
+    from tweaknn.network.reader import Reader
+
+    def fit(target):
+        join = SynapticJoin(method="fit", base_saw="none", table=tmp_path / "t")
+        return join.fit(model, loader(data.train), loader(data.validation), targets=[target], classes=CLASSES)
+
+    plain = SynapticJoin(method="fit", base_saw="none").fit(
+        model, loader(data.train), loader(data.validation), targets=["8"], classes=CLASSES
+    )
+    first = fit("8")
+    assert torch.equal(first.require().bias, plain.require().bias), "stored or not, the same delta"
+    seen = []
+    run = Reader.__call__
+    monkeypatch.setattr(Reader, "__call__", lambda self, x, sink: seen.append(len(x)) or run(self, x, sink))
+    again, other = fit("8"), fit("3")
+    assert max(seen, default=0) <= 1, "only the one example that the classes are counted on"
+    assert torch.equal(again.require().bias, first.require().bias)
+    assert other.targets == ["3"]

@@ -82,6 +82,10 @@ def command(
     ] = "plain",
     group: Annotated[str | None, typer.Option(help="Column whose groups (patients, lesions) are never parted.")] = None,
     validation_share: Annotated[float, typer.Option(help="Share set aside when --validation is not given.")] = 0.5,
+    keep: Annotated[
+        Path | None,
+        typer.Option("--table", help="Folder that keeps what was read, so that another join does not read it again."),
+    ] = None,
     base_saw: Annotated[Saw | None, typer.Option(help="Which data the base itself was trained on.")] = None,
     weights: o.Weights = None,
     preprocess: o.Preprocess = None,
@@ -114,6 +118,7 @@ def command(
         seed=seed,
         batch_size=batch_size,
         form=form,
+        table=keep,
         bar=bar,
     )
     groups = examples.column(group) if group else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from tweaknn.join.diagnosis import names_of, worst_classes
 from tweaknn.join.methods import METHODS, last_stage, reductions_of, retrained, table_candidates
 from tweaknn.join.promise import Promise, class_position
 from tweaknn.join.splits import holdout
-from tweaknn.join.table import PooledTable, read_pooled
+from tweaknn.join.table import PooledTable, read_pooled, stored_pooled
 from tweaknn.join.warnings import base_saw_warnings, thin_warnings
 from tweaknn.measure import mcnemar, per_class_accuracy
 from tweaknn.network.fingerprint import fingerprint
@@ -110,6 +111,8 @@ class SynapticJoin:
         seed: of splits and of the random control.
         batch_size: examples a batch, for plain arrays.
         views: how many augmented copies of each training example are read as well (``aan`` uses them).
+        table: folder that keeps what was read (table T): another join on the same base and data does not run the network
+            again, and a reading that was killed goes on where it was.
         augment: ``augment(x, generator)`` gives an augmented batch; needed where ``views`` is not 0.
     """
 
@@ -124,6 +127,7 @@ class SynapticJoin:
     head: int | str | None = None
     form: str = "plain"
     views: int = 0
+    table: str | Path | None = None
     augment: Callable[[torch.Tensor, torch.Generator], torch.Tensor] | None = field(default=None, repr=False)
     bar: Bar = field(default=lambda what, total: nullcontext(lambda done: None), repr=False)
 
@@ -257,6 +261,10 @@ class SynapticJoin:
                 batches = ((self.augment(x, generator), y) for x, y in batches)
             wanted = reductions_of(self.method)
             grids = last_stage(reader) if len(wanted) > 1 else ()
+            if self.table is not None and not view:
+                return stored_pooled(
+                    self.table, reader, examples, self.batch_size, reductions=wanted, grids=grids, progress=progress
+                )
             return read_pooled(reader, batches, len(examples), reductions=wanted, grids=grids, progress=progress)
 
     def _targets(

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
+import uuid
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -102,6 +105,41 @@ def read_pooled(
     if done != n or logits is None:
         raise InputError(f"The data set says it has {n} examples and hands out {done}.")
     return PooledTable(features, logits, labels, tuple(reads))
+
+
+def stored_pooled(
+    folder: str | Path,
+    reader: Reader,
+    examples: Any,
+    batch_size: int,
+    *,
+    reductions: Sequence[str] = ("mean",),
+    grids: Sequence[str] = (),
+    progress: Progress | None = None,
+) -> PooledTable:
+    """:func:`read_pooled` kept on disk as table T (section 4.1): made once for a base, a data set and its preprocessing,
+    opened afterwards, completed when a reading was killed.
+
+    Raises:
+        TableError: the stored table is damaged.
+        ModelError, InputError: as :func:`read_pooled`.
+    """
+    from tweaknn.theta.table import table
+
+    reads = _reads(reader, reductions, grids)
+    content = f"{examples.content_hash()} {_transform(examples.preprocess)}"
+    stored = table(folder, reader, examples.loader(batch_size), reads, data=content, progress=progress)
+    return PooledTable(stored.values, stored.logits, stored.labels, tuple(reads))
+
+
+def _transform(preprocess: Any) -> str:
+    """What identifies a preprocessing: its settings, a function's own source, or (no reuse) nothing at all."""
+    if preprocess is None or is_dataclass(preprocess):
+        return repr(preprocess)
+    try:
+        return inspect.getsource(preprocess)
+    except (OSError, TypeError):
+        return uuid.uuid4().hex
 
 
 def _reads(reader: Reader, reductions: Sequence[str], grids: Sequence[str] = ()) -> list[Read]:
