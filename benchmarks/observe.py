@@ -189,25 +189,45 @@ def main() -> None:
         import observe_more
 
         result = getattr(observe_more, chosen[0])(options)
+        save(options, result)
+        print(json.dumps(result, indent=2))
+        return
+    if options.quick:
+        n, rounds, seconds = images_for(3.0, 2048), 5, 60.0
     else:
-        n, rounds, seconds = (2048, 5, 60.0) if options.quick else (8192, 9, 400.0)
-        result = ratios(n, rounds, seconds)
-        if options.threads is None:
-            from tweaknn.theta.stream import cores
+        n, rounds, seconds = 8192, 9, 400.0
+    result = {**ratios(n, rounds, seconds), "images": n}
+    save(options, result)
+    import observe_more
 
-            result = {**result, "other_threads": []}
-            for threads in {1, cores()} - {torch.get_num_threads()}:
-                torch.set_num_threads(threads)
-                result["other_threads"].append(ratios(n, rounds, seconds, with_naive=False))
-        import observe_more
+    result["peak_extra_mb"] = observe_more.peak_extra(n)["extra_mb"]
+    save(options, result)
+    if options.threads is None:
+        from tweaknn.theta.stream import cores
 
-        result["peak_extra_mb"] = observe_more.peak_extra(2048 if options.quick else 8192)["extra_mb"]
-        result["images"] = n
+        result["other_threads"] = []
+        for threads in {1, cores()} - {torch.get_num_threads()}:
+            torch.set_num_threads(threads)
+            result["other_threads"].append(ratios(n, rounds, seconds, with_naive=False))
+    save(options, result)
+    print(json.dumps(result, indent=2))
+
+
+def images_for(seconds: float, most: int) -> int:
+    """As many images as a plain forward pass does in ``seconds`` here, whole batches, at least two, at most ``most``."""
+    model, x, _ = case(256)
+    forward(model, x, 32)
+    begin = time.perf_counter()
+    forward(model, x, 32)
+    rate = 256 / (time.perf_counter() - begin)
+    return max(2, min(most // BATCH, int(seconds * rate) // BATCH)) * BATCH
+
+
+def save(options: argparse.Namespace, result: dict[str, Any]) -> None:
+    """Write what is known so far."""
     result["settings"] = {"batch": BATCH, "seed": 0, "right": 0.86, **machine()}
-    text = json.dumps(result, indent=2)
-    print(text)
     if options.json:
-        options.json.write_text(text + "\n")
+        options.json.write_text(json.dumps(result, indent=2) + "\n")
 
 
 if __name__ == "__main__":
