@@ -39,7 +39,7 @@ def adapted(model: nn.Module, rank: int, generator: torch.Generator) -> nn.Modul
             warnings.simplefilter("ignore")
             import peft
     except ImportError as problem:
-        raise NotApplicable(f"it needs the PEFT library ({problem}); pip install 'tweaknn[compare]'") from None
+        raise NotApplicable(f"it needs the PEFT library ({problem}); pip install 'tweaknn[lora]'") from None
     twin = fresh_copy(model)
     layers = [
         (name, module)

@@ -39,7 +39,7 @@ def _tensorboard(folder: str) -> Iterator[Track]:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as problem:
-        raise InputError("--track tensorboard needs it installed: pip install 'tweaknn[compare]'.") from problem
+        raise InputError("--track tensorboard needs it installed: pip install 'tweaknn[log]'.") from problem
     writer = SummaryWriter(folder)  # type: ignore[no-untyped-call]
 
     def log(seed: int, name: str, found: dict[str, Any]) -> None:
