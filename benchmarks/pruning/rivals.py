@@ -14,7 +14,7 @@ from .methods import Loop, make_resnet
 from .nets import flops, narrow_scale
 
 PRUNE_AT = 0.35
-"""Where in the run the one-shot rivals prune: where our gates freeze; what is left trains on under one schedule."""
+"""Where in the run the one-shot rivals prune; what is left trains on under the same schedule."""
 
 
 def narrow(task: Task, target: float, epochs: float, seed: int, stem: int) -> tuple[Loop, dict[str, Any]]:

@@ -150,9 +150,13 @@ class ComplexityAware:
             return
         theta = self.state.theta
         u = torch.rand(theta.shape[0], generator=self.generator, dtype=torch.float64).to(theta.device)
+        drawn = u < theta
+        if self.settings.share < 1:
+            play = torch.rand(theta.shape[0], generator=self.generator, dtype=torch.float64).to(theta.device)
+            drawn = torch.where(play < self.settings.share, drawn, theta >= 0.5)
         with torch.no_grad():
             z = self.gate.z
-            z[:-1] = (u < theta).to(z.dtype)
+            z[:-1] = drawn.to(z.dtype)
             rounded = torch.ones_like(z)
             rounded[:-1] = (theta >= 0.5).to(z.dtype)
             if self.gate.z_eval is z:

@@ -65,11 +65,12 @@ def _from_above(
     plan: Plan, alive: np.ndarray, score: np.ndarray, possible: np.ndarray, target: float,
     measure: Callable[[np.ndarray], float], tolerance: float,
 ) -> np.ndarray:  # fmt: skip
-    """A coarse network: put the smallest unit back that overshoots, and take small ones out until it is nearest."""
+    """A coarse network: put the smallest gate back that overshoots, and take units out until it is nearest."""
     units = np.flatnonzero(possible[: plan.n_units])
     units = units[np.argsort(score[units])][:500]
     best, now = alive, measure(alive)
-    extra = [(measure(_flip(alive, i)), i) for i in units if not alive[i]]
+    branches = plan.n_units + np.flatnonzero(possible[plan.n_units :])
+    extra = [(measure(_flip(alive, i)), i) for i in (*units, *branches) if not alive[i]]
     over = [(value, i) for value, i in extra if value >= target]
     if not over:
         return best

@@ -21,6 +21,7 @@ class Settings:
     flops, params, latency: a budget, as a fraction of the full network's; at most one of them.
     warmup: fraction of the run with ``theta`` fixed at ``theta0``. end: fraction at which every gate is 0 or 1.
     speed: the fraction of the run in which a unit drive moves ``theta`` by one (``T`` of section 4, as a fraction).
+    share: the share of gates sampled in a step, the others being where they would be rounded to.
     rho: weight of the concave term. kappa: caution about noisy estimates. patience: steps a gate stays at 0 before
     it is pruned. every: steps between surgeries; 0 leaves surgery to ``compact``.
     """
@@ -28,14 +29,15 @@ class Settings:
     steps: int
     nu: float = 1.0
     alpha: float = 0.5
-    beta: float = 0.5
+    beta: float = 0.75
     flops: float | None = None
     params: float | None = None
     latency: float | None = None
-    warmup: float = 0.05
-    end: float = 0.35
-    speed: float = 0.06
+    warmup: float = 0.04
+    end: float = 0.18
+    speed: float = 0.04
     theta0: float = 0.9
+    share: float = 0.25
     rho: float = 3.0
     kappa: float = 1.0
     patience: int = 10
@@ -62,6 +64,7 @@ class Settings:
             need(0 < value <= 1, f"{name} is a fraction of the full network's and must lie in (0, 1], got {value}")
         need(0 <= self.warmup < self.end <= 1, f"0 <= warmup < end <= 1 must hold, got {self.warmup} and {self.end}")
         need(0 < self.theta0 <= 1, f"theta0 must lie in (0, 1], got {self.theta0}")
+        need(0 < self.share <= 1, f"share must lie in (0, 1], got {self.share}")
         need(self.speed > 0, f"speed must be above 0, got {self.speed}")
         need(self.estimator in ESTIMATORS, f"estimator must be one of {', '.join(ESTIMATORS)}, got {self.estimator!r}")
         need(self.rho >= 0 and self.kappa >= 0, "rho and kappa must be at least 0")
