@@ -226,6 +226,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bits(tmp_path, at, memory):
         arguments = [sys.executable, "-c", code, str(tmp_path / "run"), str(at), str(memory)]
         killed = subprocess.run(arguments, capture_output=True)
         assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+        (tmp_path / "run" / ".pass0.npz.abc.part").write_bytes(b"begun")  # as if killed while writing
         model, x, y = network("fx")
         reader = Reader(model, x[:2])
         options = {"form": "signed", "memory": memory or None}
@@ -234,7 +235,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bits(tmp_path, at, memory):
         assert seen[0] >= 16  # what was finished is not run again
         assert seen[-1] == 150 * len(run.plan.passes)
         same(whole(run), whole(observe(reader, batches(x, y, 16), range(4), **options)))
-        assert not list((tmp_path / "run").glob("*.part")) or at == 0
+        assert not list((tmp_path / "run").glob(".*.part"))
         with pytest.raises(InputError, match="another run"):
             observe(reader, batches(x, y, 16), range(3), resume=tmp_path / "run")
     finally:

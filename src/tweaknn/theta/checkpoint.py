@@ -37,6 +37,12 @@ def write_whole(path: Path, write: Callable[[BinaryIO], None]) -> None:
             os.unlink(temporary)
 
 
+def remove_unfinished(folder: Path) -> None:
+    """Delete what a killed run had begun to write: it never got its name."""
+    for path in folder.glob(".*.part"):
+        path.unlink(missing_ok=True)
+
+
 class Checkpoint:
     """A folder with the last finished state of a run, and what the run was.
 
@@ -53,6 +59,7 @@ class Checkpoint:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"--resume {folder}: cannot be made: {error.strerror}.") from None
+        remove_unfinished(self.folder)
         said = self.folder / "run.json"
         text = json.dumps(key, indent=2, sort_keys=True)
         if said.exists():

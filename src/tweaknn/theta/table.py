@@ -23,7 +23,7 @@ from tweaknn.errors import DataError, InputError, ModelError, TableError
 from tweaknn.network.fingerprint import fingerprint
 from tweaknn.network.reader import Reader
 from tweaknn.theta.batches import Batches
-from tweaknn.theta.checkpoint import write_whole
+from tweaknn.theta.checkpoint import remove_unfinished, write_whole
 from tweaknn.theta.stream import as_labels, as_logits
 
 FORMAT = 1
@@ -132,6 +132,7 @@ def table(
         where.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{where} cannot be made: {error.strerror}.") from None
+    remove_unfinished(where)
     return _make(where, reader, batches, columns, key, max(1, shard // batch), progress)
 
 
