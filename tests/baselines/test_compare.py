@@ -63,6 +63,16 @@ def test_running_again_continues(net, tmp_path):
     assert len(list((tmp_path / "logits").iterdir())) == len(stamps) + 2
 
 
+def test_collecting_runs_nothing(net, tmp_path):
+    compare(net, digits("train"), digits("test"), plan("bias"), tmp_path)
+    found = compare(net, digits("train"), digits("test"), plan("bias", "da", seeds=2, collect=True), tmp_path)
+    assert [(m["name"], m["seeds"], m["reason"]) for m in found["methods"]] == [
+        ("bias", 1, ""),
+        ("da", 0, "it was not run"),
+    ]
+    assert len(list((tmp_path / "logits").iterdir())) == 1
+
+
 def test_damaged_files_are_made_again(net, tmp_path):
     first = compare(net, digits("train"), digits("test"), plan("calibration"), tmp_path)
     for folder in ("runs", "logits", "tables"):

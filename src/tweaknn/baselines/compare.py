@@ -44,7 +44,9 @@ class Plan:
     which changed
     networks are judged. ``time_limit``: seconds a method may take in one seed (None: no limit). ``jobs``: methods
     run at once
-    in processes of their own; 0 runs them in this process, one after another.
+    in processes of their own; 0 runs them in this process, one after another. ``collect``: run nothing, only
+    gather what an
+    earlier, perhaps interrupted, comparison has stored.
     """
 
     targets: tuple[int | str, ...]
@@ -58,6 +60,7 @@ class Plan:
     layers: str = "all"
     time_limit: float | None = None
     jobs: int = 1
+    collect: bool = False
 
     def __post_init__(self) -> None:
         if self.seeds < 1:
@@ -183,6 +186,8 @@ def _run_seed(
         store.expect(name, task.seed, key)
         if store.done(name, task.seed, task.targets):
             say(f"seed {task.seed} {name}: already done")
+        elif plan.collect:
+            say(f"seed {task.seed} {name}: not there")
         else:
             waiting.append((name, key))
     if plan.jobs > 1 and waiting:

@@ -49,6 +49,7 @@ def command(
     jobs: Annotated[
         int | None, typer.Option(min=0, help="Methods at once; 0: in this process. Default: the cores.")
     ] = None,
+    collect: Annotated[bool, typer.Option("--collect", help="Run nothing: gather what is stored in --out.")] = False,
     track: Annotated[str | None, typer.Option(help="Live view: tensorboard:FOLDER or mlflow:EXPERIMENT.")] = None,
     weights: o.Weights = None,
     preprocess: o.Preprocess = None,
@@ -96,6 +97,7 @@ def command(
         layers=layers if layers in ("all", "stages") else layers.split(","),  # type: ignore[arg-type]
         time_limit=time_limit,
         jobs=default_jobs() if jobs is None else jobs,
+        collect=collect,
     )
     opened = o.open_model(
         model, weights, preprocess=preprocess, mean=mean, std=std, size=size, device=device, seed=seed
