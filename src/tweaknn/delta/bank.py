@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -376,12 +376,12 @@ def _plain(net: nn.Module) -> Any:
 
 
 def load_folder(model: nn.Module, folder: str, **settings: Any) -> DeltaBank:
-    """A bank of all ``*.delta`` files of a folder, each under its file's stem.
+    """A bank of all ``*.delta`` and ``*.delta.safetensors`` files of a folder, each under its name up to the first dot.
 
     Raises:
         DeltaError: a file is damaged or was made for another base.
     """
     from pathlib import Path
 
-    files: Iterable[Path] = sorted(Path(folder).glob("*.delta"))
-    return DeltaBank(model, {path.stem: Delta.load(str(path)) for path in files}, **settings)
+    files = sorted(path for path in Path(folder).iterdir() if path.name.endswith((".delta", ".delta.safetensors")))
+    return DeltaBank(model, {path.name.split(".")[0]: Delta.load(str(path)) for path in files}, **settings)
