@@ -379,7 +379,7 @@ def _masks(mask, f: int, c: int) -> tuple[np.ndarray, np.ndarray | None]:
     if m.shape == (c,):
         classes, synapses = m, None
     elif m.shape == (f, c):
-        classes, synapses = m.any(0), m
+        classes, synapses = np.asarray(m.any(0)), m
     else:
         raise InputError(f"mask must have shape ({c},) or ({f}, {c}), got {m.shape}.")
     if not classes.any():

@@ -246,7 +246,8 @@ def _rules(base, y, sets: list[TargetSet], promise: Promise, c: int, classes, ma
     total_weight = sum(t.weight for t in sets)
     gain = np.zeros(n)
     group = np.full(n, -1, np.int64)
-    need_group, unit_group = [], []
+    need_group: list[float] = []
+    unit_group: list[float] = []
     whole = {t.position for t in sets if t.position is not None}
     for t in sets:
         size = t.rows.sum()
@@ -438,7 +439,7 @@ def _why(p: np.ndarray, y: np.ndarray, rules: Rules, sets: list[TargetSet], word
         misses.append((short, f"overall stays at {right.mean():.1%}, its floor is {rules.need_all / len(y):.1%}"))
     groups = [t for t in sets if t.position is None]
     for g, t in enumerate(groups[: len(rules.need_group)]):
-        hit = (right & t.rows).sum()
+        hit = int((right & t.rows).sum())
         lack = max(0.0, rules.need_group[g] - hit) * rules.unit_group[g]
         misses.append((lack, f"{t.name} stays at {hit / t.rows.sum():.1%}, its floor is "
                        f"{rules.need_group[g] / t.rows.sum():.1%}"))  # fmt: skip

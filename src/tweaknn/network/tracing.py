@@ -272,14 +272,15 @@ def _channel_axis(
 
 
 def _permutation(node: fx.Node, name: str, ndim: int) -> list[int] | None:
-    args = [a for a in node.args[1:] if not isinstance(a, fx.Node)]
+    args: list[Any] = [a for a in node.args[1:] if not isinstance(a, fx.Node)]
+    dims: Any
     if name == "permute":
         dims = args[0] if args and isinstance(args[0], (tuple, list)) else args or node.kwargs.get("dims")
-        if dims and len(dims) == ndim and all(isinstance(d, int) for d in dims):  # type: ignore[arg-type]
-            return [int(d) % ndim for d in dims]  # type: ignore[union-attr,call-overload]
+        if dims and len(dims) == ndim and all(isinstance(d, int) for d in dims):
+            return [int(d) % ndim for d in dims]
     if name in ("transpose", "swapaxes") and len(args) == 2 and all(isinstance(a, int) for a in args):
         dims = list(range(ndim))
-        a, b = int(args[0]) % ndim, int(args[1]) % ndim  # type: ignore[call-overload]
+        a, b = int(args[0]) % ndim, int(args[1]) % ndim
         dims[a], dims[b] = dims[b], dims[a]
         return dims
     return None

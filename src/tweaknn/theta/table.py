@@ -32,9 +32,14 @@ FORMAT = 1
 class Columns(Protocol):
     """Neurons of one layer, e.g. :class:`tweaknn.delta.value.Read`: ``pick`` gives ``(n, k)`` of an activation."""
 
-    layer: str
-    reduction: str
-    index: Tensor
+    @property
+    def layer(self) -> str: ...
+
+    @property
+    def reduction(self) -> str: ...
+
+    @property
+    def index(self) -> Tensor: ...
 
     def pick(self, activation: Tensor) -> Tensor: ...
 
