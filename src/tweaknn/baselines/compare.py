@@ -186,7 +186,7 @@ def _run_seed(
         store.expect(name, task.seed, key)
         if store.done(name, task.seed, task.targets):
             say(f"seed {task.seed} {name}: already done")
-        elif plan.collect:
+        elif plan.collect and store.logits(key) is None:
             say(f"seed {task.seed} {name}: not there")
         else:
             waiting.append((name, key))

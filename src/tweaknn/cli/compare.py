@@ -142,13 +142,13 @@ def show(result: dict[str, Any]) -> None:
             [
                 m["name"],
                 spread(m, "target"),
-                spread(m, "overall"),
+                percent(m["overall"]),
                 f"{100 * m['E']:.1f}",
                 points(m["worst_drop"]),
                 points(floors["target_gain"]) if kept else "broken",
                 f"{100 * floors['E']:.1f}" if kept else "–",
                 f"{m['seconds']:.0f}",
-                f"{m['parameters']:,}",
+                short(m["parameters"]),
             ]
         )
     head = ["method", "target %", "overall %", "E", "worst", "floors", "E", "s", "numbers"]
@@ -161,6 +161,15 @@ def show(result: dict[str, Any]) -> None:
     for m in result["methods"]:
         if m["reason"]:
             out.print(f"{m['name']}: {m['reason']}", markup=False)
+
+
+def short(number: int) -> str:
+    """``269722 -> 270k``."""
+    for size, letter in ((1_000_000, "M"), (10_000, "k")):
+        if number >= size:
+            scaled = number / (1_000_000 if letter == "M" else 1000)
+            return f"{scaled:.3g}{letter}"
+    return str(number)
 
 
 def spread(entry: dict[str, Any], key: str) -> str:
