@@ -101,7 +101,7 @@ class DeltaBank(nn.Module):
         self._check(delta)
         row = _row(delta)
         if row is None:
-            attached = attach(delta, self.base, check=False)
+            attached = attach(delta, self.base, check=False)  # type: ignore[arg-type]
             with self._lock:
                 self._forget(name)
                 self._attached[name], self._deltas[name] = attached, delta

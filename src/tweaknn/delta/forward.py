@@ -29,7 +29,7 @@ def gather(x: Tensor, index: Tensor, shape: tuple[int, ...]) -> Tensor:
     if x.is_contiguous():
         values = x.flatten(1).index_select(1, index)
     else:  # another memory format: gathered without copying the layer
-        values = x[(slice(None), *torch.unravel_index(index, x.shape[1:]))]
+        values = x[(slice(None), *torch.unravel_index(index, x.shape[1:]))]  # type: ignore[index]
     return values if values.dtype == torch.float32 else values.float()
 
 
@@ -41,7 +41,8 @@ def everything(x: Tensor) -> Tensor:
 def total(x: Tensor, axes: Sequence[int], positions: int) -> Tensor:
     """Sums over ``axes``: ``(n, *shape) -> (n, channels)`` float32; in an input of another size, as if it had as many
     ``positions`` as the one the delta was made for."""
-    values = x.sum(axes) if x.dtype == torch.float32 else x.sum(axes, dtype=torch.float32)
+    over = list(axes)
+    values = x.sum(over) if x.dtype == torch.float32 else x.sum(over, dtype=torch.float32)
     return _rescaled(values, x, axes, positions)
 
 
@@ -54,7 +55,7 @@ def _rescaled(values: Tensor, x: Tensor, axes: Sequence[int], positions: int) ->
 
 def highest(x: Tensor, axes: Sequence[int]) -> Tensor:
     """Maxima over ``axes``: ``(n, *shape) -> (n, channels)`` float32."""
-    values = x.amax(axes)
+    values = x.amax(list(axes))
     return values if values.dtype == torch.float32 else values.float()
 
 
@@ -153,7 +154,7 @@ class Change(nn.Module):
         features = torch.cat(list(values), dim=1) if len(values) > 1 else values[0]
         bias = self.bias.float()  # the network may have been turned to half precision, the sums may not
         if self.linear:
-            change = torch.addmm(bias, features, self.weight.float())  # type: ignore[operator]
+            change = torch.addmm(bias, features, self.weight.float())  # type: ignore[operator,arg-type]
         else:
             change = bias
         for h, name in enumerate(self.activations):

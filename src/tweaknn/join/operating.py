@@ -443,7 +443,7 @@ def _why(p: np.ndarray, y: np.ndarray, rules: Rules, sets: list[TargetSet], word
         lack = max(0.0, rules.need_group[g] - hit) * rules.unit_group[g]
         misses.append((lack, f"{t.name} stays at {hit / t.rows.sum():.1%}, its floor is "
                        f"{rules.need_group[g] / t.rows.sum():.1%}"))  # fmt: skip
-    for j in np.flatnonzero(np.isfinite(rules.most_false)):
+    for j in map(int, np.flatnonzero(np.isfinite(rules.most_false))):
         wrong = int(((p == j) & ~right).sum())
         others = max(1, len(y) - counts[j])
         misses.append((max(0.0, wrong - rules.most_false[j]) / others, f"{words[j]} is called falsely for {wrong / others:.1%} "

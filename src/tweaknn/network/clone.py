@@ -34,7 +34,7 @@ def share(model: nn.Module) -> nn.Module:
     modules: dict[int, nn.Module] = {}
 
     def tensor(old: Tensor | None) -> Tensor | None:
-        if old is None or isinstance(old, nn.parameter.UninitializedTensorMixin):
+        if old is None or isinstance(old, nn.parameter.UninitializedTensorMixin):  # type: ignore[attr-defined]
             return old
         if id(old) not in tensors:
             with torch.no_grad():
