@@ -136,13 +136,13 @@ def best_batch(model: nn.Module, x: Tensor) -> int:
     return int(min(cpu, key=lambda b: float(np.median(cpu[b]))))
 
 
-def ratios(n: int, rounds: int, seconds: float, with_naive: bool = True) -> dict[str, Any]:
+def ratios(n: int, rounds: int, seconds: float, with_naive: bool = True, only: str | None = None) -> dict[str, Any]:
     """Ratios to the plain forward pass at its best batch size: medians over rounds of the ratio within a round."""
     model, x, y = case(n)
     hundred, _, _ = case(8, 100)
-    y100 = label(hundred, x, 0.86, 0)
+    y100 = label(hundred, x, 0.86, 0) if only in (None, "hundred_classes") else y
     reader, reader100 = Reader(model, x[:2]), Reader(hundred, x[:2])
-    batch = best_batch(model, x)
+    batch = 32 if only else best_batch(model, x)
     every = range(10)
     calls: dict[str, Callable[[], None]] = {
         "plain": lambda: forward(model, x, batch),
@@ -155,6 +155,8 @@ def ratios(n: int, rounds: int, seconds: float, with_naive: bool = True) -> dict
     if with_naive:
         calls["plain_few"] = lambda: forward(model, x[:few], batch)
         calls["naive_ten_classes"] = lambda: naive(reader, x[:few], y[:few], every)
+    if only:
+        calls = {name: call for name, call in calls.items() if name in ("plain", only)}
     wall, cpu = interleaved(calls, rounds, seconds)
     base = {"naive_ten_classes": "plain_few"}
     result: dict[str, Any] = {"threads": torch.get_num_threads(), "plain_batch": batch, "rounds": len(wall["plain"])}
@@ -177,6 +179,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, help="torch's and ours; default: one, then as many as there are")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--plot", type=Path)
+    parser.add_argument("--only", choices=["one_target", "ten_classes", "hundred_classes", "pooled"])
+    parser.add_argument("--images", type=int, default=1024, help="with --only")
     for name in ("wide", "memory", "scaling", "kernel"):
         parser.add_argument(f"--{name}", action="store_true")
     options = parser.parse_args()
@@ -192,10 +196,19 @@ def main() -> None:
         save(options, result)
         print(json.dumps(result, indent=2))
         return
-    if options.quick:
+    if options.only:
+        n, rounds, seconds = options.images, 5, 60.0
+    elif options.quick:
         n, rounds, seconds = images_for(3.0, 2048), 5, 60.0
     else:
         n, rounds, seconds = 8192, 9, 400.0
+    if options.only:
+        # In pieces, on a machine that has no quiet quarter of an hour: each key keeps its own images and plain time.
+        before = json.loads(options.json.read_text()) if options.json and options.json.exists() else {}
+        found = ratios(options.images, rounds, seconds, with_naive=False, only=options.only)
+        pieces = {**before.get("pieces", {}), options.only: {**found, "images": options.images}}
+        save(options, {options.only: found[options.only], "pieces": pieces, **_kept(before, options.only)})
+        return
     result = {**ratios(n, rounds, seconds), "images": n}
     save(options, result)
     import observe_more
@@ -211,6 +224,10 @@ def main() -> None:
             result["other_threads"].append(ratios(n, rounds, seconds, with_naive=False))
     save(options, result)
     print(json.dumps(result, indent=2))
+
+
+def _kept(before: dict[str, Any], only: str) -> dict[str, Any]:
+    return {name: value for name, value in before.items() if name not in (only, "pieces", "settings")}
 
 
 def images_for(seconds: float, most: int) -> int:
