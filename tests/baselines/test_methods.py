@@ -266,3 +266,21 @@ def test_the_rule_of_section_3_1_at_its_edges():
     assert best[1] >= before - 1e-12
     allowed = [at(s) for s in np.linspace(0, 6, 1500) if at(s)[1] >= before - 1e-12]
     assert best[0] == pytest.approx(max(t for t, _ in allowed))
+
+
+def test_competing_targets_move_together(net):
+    task = make_task(net, digits("train"), digits("test"), ["digit 8", "digit 1", "digit 4"])
+    labels, z = task.labels("validation"), task.logits["validation"]
+    found = run("bias", task).settings["bias"]
+    moved = z + np.array([found.get(name, 0.0) for name in task.classes], dtype=np.float32)
+    shared = run("calibration", task)
+    at = list(task.targets)
+
+    def value(logits):
+        right = logits.argmax(1) == labels
+        return float(np.mean([right[labels == j].mean() for j in at])), float(right.mean())
+
+    calibrated = z.copy()
+    calibrated[:, at] += np.log(shared.settings["mu"] / (1 - shared.settings["mu"]))
+    assert value(moved)[1] >= value(z)[1]
+    assert value(moved)[0] >= value(calibrated)[0] - 0.02  # a constant each is no worse than one for all

@@ -84,7 +84,11 @@ def target_scales(
 ) -> dict[int, float]:
     """A scale ``>= 0`` for each target's direction ``(n,)``, by coordinate ascent over exact steps.
 
-    Mean target accuracy as high as possible while overall accuracy stays at least that of ``logits``.
+    Mean target accuracy as high as possible while overall accuracy stays at least that of ``logits`` and no target
+    falls.
+    Several targets compete with one another, so that none can move alone: the ascent also starts from the best
+    point at
+    which all of them move together, and the better of the two ends counts.
     """
     c = logits.shape[1]
     counts = np.bincount(labels, minlength=c)
@@ -94,14 +98,59 @@ def target_scales(
     least = np.zeros(c, dtype=np.int64)
     least[list(targets)] = base[list(targets)]
     limits = Limits(least, int(base.sum()), weight)
-    scales = dict.fromkeys(targets, 0.0)
+    starts = [dict.fromkeys(targets, 0.0)]
+    if len(targets) > 1:
+        starts.append(_together(logits, labels, targets, directions, limits))
+    ends = [_ascend(logits, labels, targets, directions, limits, start, sweeps) for start in starts]
+    values = [limits.value(correct_by_class(_moved(logits, end, directions), labels)) for end in ends]
+    return ends[int(np.argmax(values))]
+
+
+def _moved(logits: np.ndarray, scales: dict[int, float], directions: dict[int, np.ndarray]) -> np.ndarray:
+    z = logits.copy()
+    for j, scale in scales.items():
+        z[:, j] += np.float32(scale) * directions[j]
+    return z
+
+
+def _together(
+    logits: np.ndarray,
+    labels: np.ndarray,
+    targets: tuple[int, ...],
+    directions: dict[int, np.ndarray],
+    limits: Limits,
+    levels: int = 60,
+) -> dict[int, float]:
+    """The best allowed point with all targets at one scale, on quantiles of the scales at which their examples
+    flip."""
+    gaps = []
+    for j in targets:
+        rows = (labels == j) & (directions[j] > 0)
+        gaps.append((logits[rows].max(1) - logits[rows, j]) / directions[j][rows])
+    every = np.concatenate(gaps)
+    best_value, best = -1.0, dict.fromkeys(targets, 0.0)
+    for scale in np.unique(np.quantile(every[every > 0], np.linspace(0, 0.98, levels))) if (every > 0).any() else []:
+        scales = dict.fromkeys(targets, float(scale))
+        correct = correct_by_class(_moved(logits, scales, directions), labels)
+        if limits.allows(correct) and limits.value(correct) > best_value:
+            best_value, best = limits.value(correct), scales
+    return best
+
+
+def _ascend(
+    logits: np.ndarray,
+    labels: np.ndarray,
+    targets: tuple[int, ...],
+    directions: dict[int, np.ndarray],
+    limits: Limits,
+    start: dict[int, float],
+    sweeps: int,
+) -> dict[int, float]:
+    scales = dict(start)
     for _ in range(sweeps):
         before = dict(scales)
         for j in targets:
-            others = logits.copy()
-            for k in targets:
-                if k != j:
-                    others[:, k] += np.float32(scales[k]) * directions[k]
+            others = _moved(logits, {k: s for k, s in scales.items() if k != j}, directions)
             step = best_scale(others, directions[j], j, labels, limits)
             if step is not None:
                 scales[j] = float(step.scale)
