@@ -1,6 +1,6 @@
 """Walk a list of architectures (random weights, small inputs) through the promises and write down what passes.
 
-    python benchmarks/architectures.py [--only NAME ...] [--like TEXT] [--onnx] [--no-compile] [--json FILE] [--markdown FILE]
+    python benchmarks/architectures.py [--only NAME ...] [--like TEXT] [--onnx] [--no-compile] [--no-export] [--json FILE] [--markdown FILE]
 
 Promises: *observed* (neurons named, read, finite), *joined* (synapses fitted on pooled neurons of all layers by the
 convex problem), *attached* (the logits that the delta names change as its definition says, the others bit for bit not),
@@ -243,7 +243,7 @@ CASES: dict[str, Case] = {
 }
 
 
-def walk(name: str, *, onnx: bool = False, compiled: bool = True) -> dict[str, Any]:
+def walk(name: str, *, onnx: bool = False, compiled: bool = True, exported: bool = True) -> dict[str, Any]:
     """One architecture: ``{promise: True | reason}``, how its neurons were named, how many there are."""
     make, example, head = CASES[name]
     torch.manual_seed(0)
@@ -253,7 +253,7 @@ def walk(name: str, *, onnx: bool = False, compiled: bool = True) -> dict[str, A
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            for step in _steps(make().eval(), example(), head, found, onnx, compiled):
+            for step in _steps(make().eval(), example(), head, found, onnx, compiled, exported):
                 found[step] = True
     except Exception as error:
         reason = (str(error).strip().splitlines() or [""])[0][:160]
@@ -263,7 +263,7 @@ def walk(name: str, *, onnx: bool = False, compiled: bool = True) -> dict[str, A
     return found
 
 
-def _steps(net: nn.Module, x: Any, head: Any, found: dict[str, Any], onnx: bool, compiled: bool) -> Any:
+def _steps(net: nn.Module, x: Any, head: Any, found: dict[str, Any], onnx: bool, compiled: bool, exported: bool) -> Any:
     from tweaknn.delta import Delta, Read, synapses
     from tweaknn.delta.export import export
     from tweaknn.fit.convex import fit_path
@@ -315,9 +315,10 @@ def _steps(net: nn.Module, x: Any, head: Any, found: dict[str, Any], onnx: bool,
             assert torch.equal(logits_of(call(again, x), head), out)
         yield "loaded"
         try:
-            for form in ("pt2", "onnx") if onnx else ("pt2",):
-                export(tweaked, f"{folder}/a.{form}", form, example_x=x)
-            yield "exported"
+            if exported:
+                for form in ("pt2", "onnx") if onnx else ("pt2",):
+                    export(tweaked, f"{folder}/a.{form}", form, example_x=x)
+                yield "exported"
         except Exception as error:  # compiling does not depend on it
             found["exported"] = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:160]}"
     if compiled:
@@ -339,11 +340,16 @@ def markdown(rows: dict[str, dict[str, Any]]) -> str:
         marks = []
         for promise in PROMISES:
             value = row.get(promise)
-            marks.append("yes" if value is True else "no" if value else "–")
+            marks.append(
+                "yes" if value is True else "no" if value else "not tried" if row.get("loaded") is True else "–"
+            )
             if isinstance(value, str):
                 reasons.append(f"- `{name}`, {promise}: {value}")
         lines.append(f"| `{name}` | {row.get('how', '–')} | {row.get('neurons', '–')} | {' | '.join(marks)} |")
-    totals = [f"{sum(row.get(p) is True for row in rows.values())} of {len(rows)}" for p in PROMISES]
+    totals = []
+    for p in PROMISES:
+        tried = [row for row in rows.values() if p in row or row.get("loaded") is not True]
+        totals.append(f"{sum(row.get(p) is True for row in tried)} of {len(tried)}")
     lines.append(f"| **all** | | | {' | '.join(totals)} |")
     return "\n".join([*lines, "", "What fails, and why:", "", *(reasons or ["nothing"])]) + "\n"
 
@@ -353,6 +359,7 @@ def main() -> None:
     parser.add_argument("--only", action="append")
     parser.add_argument("--onnx", action="store_true")
     parser.add_argument("--no-compile", action="store_true", help="leave *compiled* out: it takes a minute a network")
+    parser.add_argument("--no-export", action="store_true", help="leave *exported* out, for the same reason")
     parser.add_argument("--like", help="only names that contain this")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--markdown", type=Path)
@@ -363,7 +370,7 @@ def main() -> None:
     for name in options.only or [name for name in CASES if (options.like or "") in name]:
         if name in rows:
             continue
-        rows[name] = walk(name, onnx=options.onnx, compiled=not options.no_compile)
+        rows[name] = walk(name, onnx=options.onnx, compiled=not options.no_compile, exported=not options.no_export)
         bad = {p: rows[name].get(p) for p in PROMISES if rows[name].get(p) is not True}
         print(f"{name}: {bad or 'all'} ({rows[name]['seconds']} s)", flush=True)
         if options.json:

@@ -42,7 +42,7 @@ def load_model(
 ) -> LoadedModel:
     """The network a user names, in eval mode on ``device``.
 
-    ``spec``: ``file.py:function`` returning an ``nn.Module``; ``torchvision:NAME``; ``timm:NAME``; or a directory
+    ``spec``: ``file.py:function`` returning an ``nn.Module``; ``torchvision:NAME``; ``timm:NAME``; ``hf:NAME``; or a directory
     made by
     ``tweaknn train``. ``weights``: a ``.safetensors``, ``.pt`` or ``.pth`` state dict (read without running code from
     it; ``module.`` prefixes and wrappers such as ``{"state_dict": ...}`` are seen through); without, the library's
@@ -60,11 +60,16 @@ def load_model(
         made = _from_torchvision(text, weights, num_classes)
     elif text.startswith("timm:"):
         made = _from_timm(text, weights, num_classes)
+    elif text.startswith("hf:"):
+        from tweaknn.inputs.huggingface import load
+
+        module, classes, preprocess = load(text, weights)
+        made = LoadedModel(module, classes, preprocess, text)
     elif Path(text).is_dir():
         made = _from_directory(text, weights)
     else:
         raise ModelError(
-            f"'{text}' is not a network: give file.py:function, torchvision:NAME, timm:NAME or a trained directory."
+            f"'{text}' is not a network: give file.py:function, torchvision:NAME, timm:NAME, hf:NAME or a trained directory."
         )
     made.module.to(where).eval()
     return made
