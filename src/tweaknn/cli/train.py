@@ -199,8 +199,8 @@ def _wish(text: str) -> tuple[list[str] | None, int | None]:
 
 
 def _mend(
-    wish: tuple[list[str] | None, int | None], result: Any, train_set: Any, validation_set: Any, classes: list[str], folder: Path, seed: int,
-    batch_size: int, figures: dict[str, Any],
+    wish: tuple[list[str] | None, int | None], result: Any, train_set: Any, validation_set: Any, classes: list[str],
+    folder: Path, seed: int, batch_size: int, figures: dict[str, Any],
 ) -> str | None:  # fmt: skip
     """Synaptic join on the trained network; the Δnn goes beside it. A sentence if nothing helps."""
     from tweaknn.cli.join import show
