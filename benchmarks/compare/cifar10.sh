@@ -11,7 +11,8 @@ run() {
     tweaknn compare --model benchmarks/networks.py:resnet20 --weights "$weights" \
         --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225 \
         --train "$data/train.parquet" --test "$data/test.parquet" \
-        --iterations 40 --penalty 2 --penalty 5 --lr 0.01 --augment flip-shift --limit 3000 --out "$out" "$@"
+        --iterations 20 --penalty 2 --penalty 5 --lr 0.01 --scratch-epochs 4 --augment flip-shift --limit 3000 \
+        --out "$out" "$@"
 }
 for seed in ${SEEDS:-0 1 2}; do
     run --target bird --seed "$seed" --seeds 1 --methods "${METHODS:-all}"

@@ -89,7 +89,7 @@ def make_base(given: argparse.Namespace, model: torch.nn.Module, examples: objec
 def report(given: argparse.Namespace, found: dict) -> None:
     """Print, and keep beside settings and machine."""
     settings = {
-        k: str(v) if isinstance(v, Path) else v for k, v in vars(given).items() if k not in ("json", "out", "root")
+        k: v.name if isinstance(v, Path) else v for k, v in vars(given).items() if k not in ("json", "out", "root")
     }
     whole = {"table": given.table, "settings": settings, "machine": machine(), **found}
     print(json.dumps({k: v for k, v in whole.items() if k not in ("machine", "settings")}, indent=1, default=float))
