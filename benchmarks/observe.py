@@ -6,9 +6,11 @@
     python benchmarks/observe.py --scaling [--plot FILE.png] [--json FILE]  time against |V|, |C|, |D|
     python benchmarks/observe.py --kernel [--json FILE]                     the kernel against this machine's limits
 
-Images are CIFAR-sized noise, the network an untrained ResNet-20 whose output bias is centred so that it predicts every
+Images are CIFAR-sized noise, the network an untrained ResNet-20 whose output bias is centred so that it predicts
+every
 class, labels such that it is right on 86 % of the images: neither the forward pass nor the statistics know the
-difference to real images, except that real mistakes have smaller margins. ``--data FILE.parquet --weights FILE`` takes
+difference to real images, except that real mistakes have smaller margins. ``--data FILE.parquet --weights FILE``
+takes
 real images and a trained network instead. Every timed call is a whole join: thresholds, counts and the 100 best
 synapses of every class. The plain forward pass is timed at its own best batch size. On a machine that others use,
 ``processor_time`` (the same ratios in processor seconds) is steadier than the wall clock's for one thread.
@@ -18,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import sys
 import time
@@ -49,6 +52,7 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "numba": numba.__version__,
+        "load_average": round(os.getloadavg()[0], 1),
         "date": date.today().isoformat(),
     }
 
@@ -231,7 +235,8 @@ def _kept(before: dict[str, Any], only: str) -> dict[str, Any]:
 
 
 def images_for(seconds: float, most: int) -> int:
-    """As many images as a plain forward pass does in ``seconds`` here, whole batches, at least two, at most ``most``."""
+    """As many images as a plain forward pass does in ``seconds`` here, whole batches, at least two, at most
+    ``most``."""
     model, x, _ = case(256)
     forward(model, x, 32)
     begin = time.perf_counter()
