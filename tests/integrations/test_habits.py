@@ -63,7 +63,7 @@ def test_conflicts_are_reported_and_not_silently_summed():
     found = combine([biased(0, 0, 0.3), biased(0.4, 0, 0)], ONE, [(POINTS, LABELS)], names=["a", "b"])
     assert "a brings it from 50.0% to 100.0%, together it is 50.0%" in found.conflicts[0]
     with pytest.raises(InputError, match="at least two"):
-        combine([biased(0, 0, 1)], ONE, [(POINTS, LABELS)])
+        combine([biased(0, 0, 1.0)], ONE, [(POINTS, LABELS)])
 
 
 # -- the Hub ---------------------------------------------------------------------------------------------------------
