@@ -64,7 +64,8 @@ def augmented(x: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def table(split: str, view: int, cache: Path) -> dict[str, np.ndarray]:
-    """Pooled neurons (float16), logits, labels, seconds. View 0: as it is; 1: mirrored; from 2 on: random flip and shift."""
+    """Pooled neurons (float16), logits, labels, seconds. View 0: as it is; 1: mirrored; from 2 on: random flip and
+    shift."""
     file = cache / f"cifar-{split}-view{view}.npz"
     if not file.exists():
         x, y = pictures(split, cache)
@@ -92,8 +93,10 @@ def table(split: str, view: int, cache: Path) -> dict[str, np.ndarray]:
 
 
 def finetuned(epochs: int, cache: Path, seed: int = 0, limit: int | None = None) -> dict[str, np.ndarray] | None:
-    """Test logits after fine-tuning the whole network for ``epochs``: SGD, momentum 0.9, rate 0.01 falling as a cosine, weight decay
-    5e-4, flips and shifts, batches of 128. Resumes after the last whole epoch; None when ``limit`` epochs were done without the end."""
+    """Test logits after fine-tuning the whole network for ``epochs``: SGD, momentum 0.9, rate 0.01 falling as a
+    cosine, weight decay
+    5e-4, flips and shifts, batches of 128. Resumes after the last whole epoch; None when ``limit`` epochs were
+    done without the end."""
     file = cache / f"cifar-finetuned-{epochs}.npz"
     if file.exists():
         with np.load(file) as stored:
@@ -126,7 +129,12 @@ def finetuned(epochs: int, cache: Path, seed: int = 0, limit: int | None = None)
             loss.backward()
             optimiser.step()
         seconds += time.perf_counter() - began
-        saved = {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "epoch": epoch + 1, "seconds": seconds}
+        saved = {
+            "model": model.state_dict(),
+            "optimiser": optimiser.state_dict(),
+            "epoch": epoch + 1,
+            "seconds": seconds,
+        }
         torch.save(saved, state)
         print(f"fine-tuning {epochs}: epoch {epoch + 1}, {seconds:.0f} s", flush=True)
     model.eval()

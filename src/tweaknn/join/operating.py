@@ -148,7 +148,8 @@ def _candidates(search: Search, sets: list[TargetSet], effort: Effort, given: Se
     if floors:
         exact, possible = least_biases(search.z, search.y, search.rules.need, np.zeros(search.c), fixed)
         yield exact
-        if fixed.sum() == 1 and possible and sets[0].position is not None:
+        bound = search.rules.need[~fixed & np.isin(np.arange(search.c), search.y)] > 0
+        if fixed.sum() == 1 and possible and sets[0].position is not None and bound.all():
             return
     moves = _moves(search.c, sets, effort)
     large = search.n * search.c > effort.large
