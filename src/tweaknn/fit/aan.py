@@ -70,7 +70,8 @@ class AANSettings:
 class AANFit:
     """A trained AAN, standardisation folded in: it applies to raw neuron values.
 
-    ``w1``: one (f_g, h_g) a group, ``b1`` (h,), ``w2`` (h, c), ``bias`` (c,), ``damping``; ``history``: validation (or training) log loss of
+    ``w1``: one (f_g, h_g) a group, ``b1`` (h,), ``w2`` (h, c), ``bias`` (c,), ``damping``; ``history``:
+    validation (or training) log loss of
     each epoch; ``columns``: one array of feature positions a group, in the order the groups read them.
     """
 
