@@ -65,14 +65,17 @@ class LatencyBudget:
         return value
 
     def flops(self) -> float:
-        """The FLOPs fraction that should meet the target: on the line through the two nearest measurements."""
-        near = sorted(self.points, key=lambda p: abs(p[1] - self.target))
-        (f1, l1) = near[0]
-        other = next((p for p in near[1:] if abs(p[0] - f1) > 0.02 and (p[1] - l1) * (p[0] - f1) > 0), None)
-        if other is None:
-            return float(np.clip(f1 * self.target / l1, 1e-3, 1.0))
-        slope = (other[1] - l1) / (other[0] - f1)
-        return float(np.clip(f1 + (self.target - l1) / slope, 1e-3, 1.0))
+        """The FLOPs fraction that should meet the target: between the measurements around it, as far as there are.
+
+        Without one below the target the line from the full network is followed, by at most half of what is left: a
+        noisy measurement must not send the network to nothing.
+        """
+        f1, l1 = min((p for p in self.points if p[1] > self.target), default=(1.0, 1.0))
+        f0, l0 = max((p for p in self.points if p[1] <= self.target), default=(0.0, 0.0))
+        if 0.0 < f0 < f1 and l1 > l0:
+            return float(f0 + (f1 - f0) * (self.target - l0) / (l1 - l0))
+        slope = (1 - f1) / (1 - l1) if f1 < 1 and l1 < 1 else f1 / l1
+        return float(np.clip(f1 - slope * (l1 - self.target), 0.5 * f1, 1.0))
 
     def settle(self, pruner: ComplexityAware, theta: np.ndarray, worth: np.ndarray) -> np.ndarray:
         """Gates that meet the latency, by a few measured attempts; the nearest one, with a warning if none does."""
