@@ -13,7 +13,7 @@ import torch
 
 from tweaknn.baselines import Plan, Training, compare, parse
 from tweaknn.baselines.outcome import NotApplicable
-from tweaknn.baselines.registry import _METHODS, Method
+from tweaknn.baselines.registry import _METHODS, Method, names
 from tweaknn.baselines.worker import TimedOut, call
 from tweaknn.cli.app import run
 from tweaknn.errors import InputError
@@ -139,7 +139,7 @@ def test_jobs_at_once_give_the_same_bits(net, tmp_path):
     finally:
         torch.set_num_threads(threads)
     for a, b in zip(made[0]["methods"], made[1]["methods"]):
-        assert (a["target"], a["overall"], a["E"]) == (b["target"], b["overall"], b["E"])
+        assert (a["target"], a["overall"], a["E"]) == (b["target"], b["overall"], b["E"]), b["reason"]
 
 
 def test_worker_time_limit_and_order():
@@ -158,6 +158,7 @@ def test_groups_stay_together(net, tmp_path):
 
     train = digits("train")
     train.columns["g"] = np.arange(len(train)) // 5
+    names()  # methods are registered when first asked for
     _METHODS_before = _METHODS["bias"]
     _METHODS["bias"] = Method("bias", look, "")
     try:
