@@ -1,6 +1,6 @@
 """How much target gain to give up for everybody else: `python benchmarks/second_thought.py --json FILE`.
 
-The choice behind ``tweaknn.join.candidates.SLACK``, made on thirds of CIFAR-10's training split only (fit on one, operate
+The choice behind ``tweaknn.join.settle.SLACK``, made on thirds of CIFAR-10's training split only (fit on one, operate
 on the second, look at the third); no test image is read.
 """
 
@@ -20,7 +20,8 @@ from common import SHARED, machine, write
 
 from tweaknn import SynapticJoin, compare_logits
 from tweaknn.inputs import Preprocess, load_data
-from tweaknn.join import candidates
+from tweaknn.join import candidates, settle
+from tweaknn.join.setting import Setting
 
 
 def main() -> None:
@@ -38,10 +39,10 @@ def main() -> None:
     held = join.prepare(model, train.subset(parts[2]), train.subset(parts[2])).train_table
     rows: list[dict[str, Any]] = []
     for slack in (0.0, 0.25, 0.5, 1.0, 2.0):
-        candidates.SLACK = slack
+        settle.SLACK = slack
         for target in ("bird", "cat", "dog", "airplane"):
             j = train.classes.index(target)
-            setting = candidates.Setting(
+            setting = Setting(
                 ready.train_table, ready.validation_table, (j,), ready.classes, join._promise(), ready.frame, 0
             )
             made = candidates.linear(setting, "fit", np.arange(held.features.shape[1]))

@@ -31,9 +31,10 @@ from benchmarks.networks import CIFAR10
 from tweaknn.fit.aan import AANSettings, fit_aan
 from tweaknn.fit.convex import LogisticProblem
 from tweaknn.fit.selection import group_sparse
-from tweaknn.join.candidates import L2_GRID, STRENGTHS
+from tweaknn.join.candidates import L2_GRID
 from tweaknn.join.operating import operate
 from tweaknn.join.promise import Promise
+from tweaknn.join.settle import STRENGTHS
 from tweaknn.measure import measure, negative_log_likelihood
 
 TARGETS = ("bird", "cat", "dog", "airplane")

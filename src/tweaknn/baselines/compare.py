@@ -17,7 +17,7 @@ from torch import nn
 
 from tweaknn.baselines.figures import row
 from tweaknn.baselines.registry import get, parse, run
-from tweaknn.baselines.store import Store, plain
+from tweaknn.baselines.store import Store
 from tweaknn.baselines.summary import summarise
 from tweaknn.baselines.task import Task, check_targets, positions_of, stratified
 from tweaknn.baselines.training import Training
@@ -27,6 +27,7 @@ from tweaknn.inputs import Examples
 from tweaknn.join.run import Bar
 from tweaknn.join.splits import holdout
 from tweaknn.network.fingerprint import fingerprint
+from tweaknn.writing import plain
 
 VERSION = 1
 """Of the result format; results of another version are refused in one sentence."""

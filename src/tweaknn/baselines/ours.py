@@ -11,20 +11,21 @@ import torch
 
 from tweaknn.baselines.outcome import Outcome
 from tweaknn.baselines.registry import method
-from tweaknn.baselines.store import plain
 from tweaknn.baselines.task import Task
 from tweaknn.delta import Delta
 from tweaknn.errors import DeltaError
 from tweaknn.fit.aan import AANSettings, fit_aan
 from tweaknn.fit.convex import fit_path
-from tweaknn.join.candidates import Candidate, Setting, linear
+from tweaknn.join.candidates import linear
 from tweaknn.join.dissertation import theta_candidates
 from tweaknn.join.promise import Promise
 from tweaknn.join.run import SynapticJoin
+from tweaknn.join.setting import Candidate, Setting
 from tweaknn.join.table import PooledTable
 from tweaknn.measure import negative_log_likelihood
 from tweaknn.network.fingerprint import fingerprint
 from tweaknn.network.reader import Reader
+from tweaknn.writing import plain
 
 _NO_PENALTY = 1e-6  # synaptic retraining has no L2 in the dissertation; this much makes the optimum unique
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from tweaknn.errors import InputError
 from tweaknn.inputs import Examples
 from tweaknn.join.table import PooledTable, _reads
 from tweaknn.network.reader import Reader
+from tweaknn.writing import json_text, plain, write
 
 
 class Store:
@@ -69,7 +69,7 @@ class Store:
 
     def save(self, name: str, seed: int, targets: tuple[int, ...], figures: dict[str, Any]) -> None:
         """Keep a run's figures."""
-        write(self._run(name, seed, targets), json.dumps(plain(figures), indent=1).encode())
+        write(self._run(name, seed, targets), json_text(figures))
 
     def logits(self, key: str) -> Outcome | None:
         """The outcome stored under a content key, or None."""
@@ -118,7 +118,7 @@ class Store:
 
     def write_result(self, result: dict[str, Any]) -> None:
         """``result.json`` and ``result.parquet`` (one row a method and seed)."""
-        write(self.folder / "result.json", (json.dumps(plain(result), indent=1, allow_nan=False) + "\n").encode())
+        write(self.folder / "result.json", json_text(result))
         flat = [
             {k: v for k, v in run.items() if not isinstance(v, (dict, list)) or v is None}
             | {
@@ -140,32 +140,3 @@ def _savez(path: Path, **arrays: np.ndarray) -> None:
     with part.open("wb") as stream:
         np.savez(stream, **arrays)  # type: ignore[arg-type]
     os.replace(part, path)
-
-
-def write(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all. Raises InputError when it cannot be written."""
-    try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(content)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror or error}).") from None
-
-
-def plain(value: Any) -> Any:
-    """JSON-ready; NaN and infinities become null."""
-    if isinstance(value, dict):
-        return {str(k): plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(v) for v in value]
-    if isinstance(value, np.ndarray):
-        return plain(value.tolist())
-    if isinstance(value, (float, np.floating)):
-        return float(value) if np.isfinite(value) else None
-    if isinstance(value, np.integer):
-        return int(value)
-    if isinstance(value, np.bool_):
-        return bool(value)
-    return value

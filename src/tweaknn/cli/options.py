@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,6 +15,7 @@ from torch import nn
 from tweaknn.cli.console import note
 from tweaknn.errors import InputError, ModelError
 from tweaknn.inputs import Examples, align, load_data, load_model, resolve_preprocess
+from tweaknn.writing import json_text, write
 
 Model = Annotated[
     str,
@@ -150,28 +149,4 @@ def write_json(path: Path | None, figures: dict[str, Any]) -> None:
     """Write ``figures`` whole or not at all; NaN becomes null."""
     if path is None:
         return
-    text = json.dumps(_plain(figures), indent=2, allow_nan=False) + "\n"
-    try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(text)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise InputError(f"--json {path}: {error.strerror or error}.") from None
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, np.ndarray):
-        return _plain(value.tolist())
-    if isinstance(value, (np.floating, float)):
-        return float(value) if np.isfinite(value) else None
-    if isinstance(value, np.integer):
-        return int(value)
-    if isinstance(value, np.bool_):
-        return bool(value)
-    return value
+    write(path, json_text(figures, indent=2), "--json")

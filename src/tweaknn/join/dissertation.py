@@ -16,10 +16,11 @@ import torch
 
 from tweaknn.delta import Delta, Read, synapses
 from tweaknn.errors import InputError, ModelError
-from tweaknn.join.candidates import Candidate, Setting, fields_of, fitted
+from tweaknn.join.candidates import fields_of, fitted
 from tweaknn.join.comparison import compare_logits
 from tweaknn.join.operating import OperatingPoint
 from tweaknn.join.promise import Promise
+from tweaknn.join.setting import Candidate, Setting
 from tweaknn.join.stepsearch import Limits, best_scale, correct_by_class
 from tweaknn.network.layers import Layer
 from tweaknn.network.reader import Reader

@@ -18,7 +18,9 @@ from tweaknn.errors import InputError
 from tweaknn.fit.aan import AANFit, AANSettings, fit_aan
 from tweaknn.fit.convex import fit_path
 from tweaknn.fit.selection import group_sparse
-from tweaknn.join.candidates import L2_GRID, Candidate, Setting, controls, linear, pick, settle
+from tweaknn.join.candidates import L2_GRID, controls, linear, pick
+from tweaknn.join.setting import Candidate, Setting
+from tweaknn.join.settle import settle
 from tweaknn.join.table import PooledTable
 from tweaknn.measure import negative_log_likelihood
 

@@ -7,18 +7,18 @@ solution of a smoothed problem; what is returned has been counted plainly, on th
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import combinations
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.optimize import minimize
 
 from tweaknn.errors import InputError
+from tweaknn.join.counting import TargetSet, rules_of, target_sets, why
 from tweaknn.join.lattice import least_biases
 from tweaknn.join.promise import Promise
 from tweaknn.join.search import Rules, Search
+from tweaknn.join.starts import Effort, moves_of, starts_of
 
 
 @dataclass(frozen=True)
@@ -74,21 +74,6 @@ class OperatingPoint:
         }
 
 
-@dataclass(frozen=True)
-class Effort:
-    """How hard to search; the defaults take well under a second for 50,000 examples of 100 classes."""
-
-    windows: tuple[float, ...] = (4.0, 1.5, 0.5)
-    penalties: tuple[float, ...] = (2.0, 10.0, 1000.0)
-    sweeps: int = 12
-    pairs: int = 60
-    steps: tuple[float, ...] = (0.4, 0.2, 0.1, 0.05)
-    trials: int = 60
-    smooth_rows: int = 4000
-    large: int = 1_000_000
-    temperatures: tuple[float, ...] = (0.15, 0.05)
-
-
 def operate(
     base_logits,
     logits,
@@ -127,7 +112,7 @@ def operate(
     n, c = z.shape
     promise = (promise or Promise()).resolve(classes, c)
     sets = target_sets(targets, y, c, classes, promise)
-    rules, words = _rules(base, y, sets, promise, c, classes, margins)
+    rules, words = rules_of(base, y, sets, promise, c, classes, margins)
     search = Search(z, y, rules)
     best, best_key = np.zeros(c, dtype=np.float32), None
     for candidate in _candidates(search, sets, effort, starts):
@@ -151,9 +136,9 @@ def _candidates(search: Search, sets: list[TargetSet], effort: Effort, given: Se
         bound = search.rules.need[~fixed & np.isin(np.arange(search.c), search.y)] > 0
         if fixed.sum() == 1 and possible and sets[0].position is not None and bound.all():
             return
-    moves = _moves(search.c, sets, effort)
+    moves = moves_of(search.c, sets, effort)
     large = search.n * search.c > effort.large
-    for start in _starts(search, given, effort, large):
+    for start in starts_of(search, given, effort, large):
         found = start
         yield start
         for mu in effort.penalties[-1:] if large else effort.penalties:
@@ -193,179 +178,6 @@ def _descend(search: Search, bias: np.ndarray, fixed: np.ndarray, effort: Effort
     yield best
 
 
-# -- the promise as counts ------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class TargetSet:
-    """One target: the examples it is made of, its weight, the class whose floor it replaces (None for a sub-class)."""
-
-    name: str
-    rows: np.ndarray
-    weight: float
-    position: int | None
-    positions: tuple[int, ...] = field(default=())
-
-
-def target_sets(targets, labels: np.ndarray, c: int, classes: Sequence[str] | None, promise: Promise) -> list[TargetSet]:
-    """``targets`` in any of the forms of :func:`operate`, as example sets with weights.
-
-    Raises:
-        InputError: unknown class, a target without examples, a mask of another length, no targets at all.
-    """
-    from tweaknn.join.promise import class_position
-
-    named: list[tuple[str, np.ndarray, int | None]] = []
-    if isinstance(targets, Mapping):
-        named = [(str(k), np.asarray(v), None) for k, v in targets.items()]
-    elif isinstance(targets, np.ndarray) and targets.dtype == bool:
-        named = [("target", targets, None)]
-    else:
-        for t in [targets] if isinstance(targets, (str, int, np.integer)) else list(targets):
-            j = class_position(t, classes, c)
-            named.append((str(classes[j]) if classes is not None else str(j), labels == j, j))
-    if not named:
-        raise InputError("Give at least one target class.")
-    out = []
-    for name, rows, position in named:
-        if rows.shape != labels.shape or rows.dtype != bool:
-            raise InputError(f"The mask of target {name!r} must be {len(labels)} booleans, got shape {rows.shape}.")
-        if not rows.any():
-            raise InputError(f"Target {name!r} has no example here; give validation data that holds some.")
-        weight = promise.weights.get(position, 1.0) if position is not None else 1.0
-        out.append(TargetSet(name, rows, weight, position, tuple(np.unique(labels[rows]).tolist())))
-    if sum(t.weight for t in out) <= 0:
-        raise InputError("All target weights are 0; at least one must be positive.")
-    return out
-
-
-def _rules(base, y, sets: list[TargetSet], promise: Promise, c: int, classes, margins):
-    n = len(y)
-    counts = np.bincount(y, minlength=c).astype(float)
-    right = base.argmax(1) == y
-    correct = np.bincount(y[right], minlength=c).astype(float)
-    total_weight = sum(t.weight for t in sets)
-    gain = np.zeros(n)
-    group = np.full(n, -1, np.int64)
-    need_group: list[float] = []
-    unit_group: list[float] = []
-    whole = {t.position for t in sets if t.position is not None}
-    for t in sets:
-        size = t.rows.sum()
-        gain[t.rows] += t.weight / total_weight / size
-        if t.position is None and promise.kind != "mixed":
-            group[t.rows] = len(need_group)
-            need_group.append(float((right & t.rows).sum()))
-            unit_group.append(1.0 / size)
-    need = np.full(c, -np.inf)
-    if promise.kind == "floors":
-        need = correct - promise.tolerance * counts
-        for j in whole:
-            need[j] = correct[j]
-    elif promise.kind == "overall":
-        for j in whole:
-            need[j] = correct[j]
-    if promise.max_drop is not None:
-        need = np.maximum(need, correct - promise.max_drop * counts)
-    if margins is not None:
-        need = np.minimum(need + np.asarray(margins) * counts, np.maximum(need, counts))
-    for j, floor in promise.floors.items():
-        need[j] = max(need[j], floor * counts[j])
-    need_all = -np.inf
-    if promise.kind == "overall":
-        need_all = right.sum() - promise.tolerance * n
-    if promise.overall_drop is not None:
-        need_all = max(need_all, right.sum() - promise.overall_drop * n)
-    most_false = np.full(c, np.inf)
-    for j, specificity in promise.specificity.items():
-        most_false[j] = np.floor((1 - specificity) * (n - counts[j]) + 1e-9)
-    # Counts are integers: 0.1 * 30 must not ask for a fourth example because of rounding.
-    need, need_all = np.ceil(need - 1e-9), float(np.ceil(need_all - 1e-9))
-    price = np.zeros((c, c)) if promise.costs is None else np.asarray(promise.costs, dtype=float) / n
-    unit = 1 / np.maximum(counts, 1)
-    rules = Rules(gain, np.ascontiguousarray(price), need, unit, need_all, c / n, group,
-                  np.array(need_group, float), np.array(unit_group, float), most_false,
-                  1 / np.maximum(n - counts, 1))  # fmt: skip
-    words = [str(k) for k in (classes if classes is not None else range(c))]
-    return rules, words
-
-
-# -- starts and moves -------------------------------------------------------------------------------------
-
-
-def _moves(c: int, sets: list[TargetSet], effort: Effort) -> np.ndarray:
-    """Sets of classes to move together: each alone, pairs (all of them for few classes), the targets as one."""
-    moves = [np.arange(c) == j for j in range(c)]
-    together = np.isin(np.arange(c), [t.position for t in sets if t.position is not None])
-    if 1 < together.sum() < c:
-        moves.append(together)
-    if c * (c - 1) // 2 <= effort.pairs:
-        moves += [np.isin(np.arange(c), pair) for pair in combinations(range(c), 2)] if c > 2 else []
-    return np.array(moves)
-
-
-def _starts(search: Search, given: Sequence[np.ndarray], effort: Effort, large: bool) -> list[np.ndarray]:
-    starts = [np.zeros(search.c), *(np.asarray(b, dtype=np.float64) for b in given)]
-    top = np.partition(search.z, -2, axis=1)[:, -2:]
-    unit = float(np.median(top[:, 1] - top[:, 0])) or 1.0
-    bias = np.zeros(search.c)
-    for t in effort.temperatures:
-        bias = smooth_point(search, t * unit, effort.smooth_rows if not large else effort.smooth_rows // 2, bias)
-        starts.append(bias.copy())
-    return [*starts[1:-2], starts[-1]] if large else starts
-
-
-def smooth_point(search: Search, temperature: float, most_rows: int, start: np.ndarray) -> np.ndarray:
-    """Minimiser of the smoothed problem: predictions become a softmax of ``temperature``, rules a squared penalty."""
-    r, y = search.rules, search.y
-    rows = np.arange(search.n)
-    if search.n > most_rows:
-        rows = np.linspace(0, search.n - 1, most_rows).astype(np.int64)
-    ys = y[rows]
-    share = np.bincount(y, minlength=search.c) / np.maximum(np.bincount(ys, minlength=search.c), 1)
-    lift = share[ys]  # each sampled row stands for so many of its class
-    z = search.z[rows] / temperature
-    onehot = np.zeros((len(rows), search.c))
-    onehot[np.arange(len(rows)), ys] = 1
-    gain = onehot * (r.gain[rows] * lift)[:, None] - r.price[ys] * lift[:, None]
-    need = np.where(np.isfinite(r.need), r.need, 0.0)
-    member = np.zeros((len(rows), len(r.need_group)))
-    inside = r.group[rows] >= 0
-    member[inside, r.group[rows][inside]] = 1
-
-    def objective(b: np.ndarray, mu: float):
-        s = z + b / temperature
-        s -= s.max(1, keepdims=True)
-        p = np.exp(s)
-        p /= p.sum(1, keepdims=True)
-        hit = (p * onehot).sum(1) * lift
-        count = np.bincount(ys, weights=hit, minlength=search.c)
-        lack = np.maximum(0, need - count) * r.unit
-        value = (gain * p).sum() - mu * (lack**2).sum()
-        slope = gain + onehot * (2 * mu * lack * r.unit)[ys][:, None] * lift[:, None]
-        if np.isfinite(r.need_all):
-            short = max(0.0, r.need_all - hit.sum()) * r.unit_all
-            value -= mu * short**2
-            slope = slope + onehot * (2 * mu * short * r.unit_all) * lift[:, None]
-        if len(r.need_group):
-            lacking = np.maximum(0, r.need_group - member.T @ hit) * r.unit_group
-            value -= mu * (lacking**2).sum()
-            slope = slope + onehot * (member @ (2 * mu * lacking * r.unit_group) * lift)[:, None]
-        finite = np.isfinite(r.most_false)
-        if finite.any():
-            wrong = (p * (1 - onehot) * lift[:, None]).sum(0)
-            over = np.where(finite, np.maximum(0, wrong - np.where(finite, r.most_false, 0)) * r.unit_false, 0)
-            value -= mu * (over**2).sum()
-            slope = slope - (1 - onehot) * (2 * mu * over * r.unit_false) * lift[:, None]
-        inner = (slope * p).sum(1, keepdims=True)
-        return -value, -(p * (slope - inner)).sum(0) / temperature
-
-    b = start
-    for mu in (10.0, 100.0, 1000.0):
-        b = minimize(objective, b, args=(mu,), jac=True, method="L-BFGS-B", options={"maxiter": 20}).x
-    return b - np.median(b)
-
-
 def _settle(search: Search, bias: np.ndarray) -> np.ndarray:
     """Centre each bias between the nearest flips on either side (no prediction changes), median 0, float32."""
     bias = bias.copy()
@@ -387,9 +199,6 @@ def _settle(search: Search, bias: np.ndarray) -> np.ndarray:
     return (bias - np.median(bias)).astype(np.float32)
 
 
-# -- the result --------------------------------------------------------------------------------------------
-
-
 def _point(base, z, y, bias, sets, rules: Rules, words, short: float) -> OperatingPoint:
     c = z.shape[1]
     counts = np.bincount(y, minlength=c)
@@ -406,7 +215,7 @@ def _point(base, z, y, bias, sets, rules: Rules, words, short: float) -> Operati
 
     target, value, overall, per_class, p = figures(z.astype(np.float32) + bias.astype(np.float32))
     base_target, base_value, base_overall, base_per_class, _ = figures(base)
-    reason = "" if short <= 0 else _why(p, y, rules, sets, words)
+    reason = "" if short <= 0 else why(p, y, rules, sets, words)
     return OperatingPoint(
         bias=bias,
         feasible=not reason,
@@ -421,35 +230,6 @@ def _point(base, z, y, bias, sets, rules: Rules, words, short: float) -> Operati
         base_per_class=base_per_class,
         thin=tuple(int(j) for j in np.flatnonzero((counts > 0) & (counts < 30))),
     )
-
-
-def _why(p: np.ndarray, y: np.ndarray, rules: Rules, sets: list[TargetSet], words: list[str]) -> str:
-    """One sentence on the rule that the best point found misses by most."""
-    right = p == y
-    c = len(rules.need)
-    counts = np.bincount(y, minlength=c)
-    got = np.bincount(y[right], minlength=c)
-    impossible = np.flatnonzero((rules.need > counts) & (counts > 0))
-    if len(impossible):
-        j = int(impossible[0])
-        return f"No feasible point: {words[j]} would have to get {rules.need[j]:.0f} of its {counts[j]} examples right."
-    misses = [(max(0.0, rules.need[j] - got[j]) * rules.unit[j], f"{words[j]} stays at {got[j] / max(counts[j], 1):.1%}, "
-               f"its floor is {rules.need[j] / max(counts[j], 1):.1%}") for j in range(c) if np.isfinite(rules.need[j])]  # fmt: skip
-    if np.isfinite(rules.need_all):
-        short = max(0.0, rules.need_all - right.sum()) / len(y)
-        misses.append((short, f"overall stays at {right.mean():.1%}, its floor is {rules.need_all / len(y):.1%}"))
-    groups = [t for t in sets if t.position is None]
-    for g, t in enumerate(groups[: len(rules.need_group)]):
-        hit = int((right & t.rows).sum())
-        lack = max(0.0, rules.need_group[g] - hit) * rules.unit_group[g]
-        misses.append((lack, f"{t.name} stays at {hit / t.rows.sum():.1%}, its floor is "
-                       f"{rules.need_group[g] / t.rows.sum():.1%}"))  # fmt: skip
-    for j in map(int, np.flatnonzero(np.isfinite(rules.most_false))):
-        wrong = int(((p == j) & ~right).sum())
-        others = max(1, len(y) - counts[j])
-        misses.append((max(0.0, wrong - rules.most_false[j]) / others, f"{words[j]} is called falsely for {wrong / others:.1%} "
-                       f"of the other examples, {rules.most_false[j] / others:.1%} are allowed"))  # fmt: skip
-    return "No feasible point was found: at the best one, " + max(misses, key=lambda m: m[0])[1] + "."
 
 
 def _checked(base_logits, logits, labels) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

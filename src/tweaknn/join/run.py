@@ -14,16 +14,18 @@ from torch import nn
 
 from tweaknn.delta import Delta
 from tweaknn.errors import InputError, NothingHelps
-from tweaknn.join.candidates import CONTROLS, Candidate, Setting
+from tweaknn.join.candidates import CONTROLS
 from tweaknn.join.diagnosis import names_of, worst_classes
 from tweaknn.join.methods import METHODS, last_stage, reductions_of, retrained, table_candidates
 from tweaknn.join.promise import Promise, class_position
+from tweaknn.join.setting import Candidate, Setting
 from tweaknn.join.splits import holdout
 from tweaknn.join.table import PooledTable, read_pooled, stored_pooled
 from tweaknn.join.warnings import base_saw_warnings, thin_warnings
 from tweaknn.measure import mcnemar, per_class_accuracy
 from tweaknn.network.fingerprint import fingerprint
 from tweaknn.network.reader import Reader
+from tweaknn.writing import plain
 
 Bar = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 """``bar(what, total)`` gives a context manager that yields a function to be called with the number done."""
@@ -333,7 +335,7 @@ def conclude(
     )
     if not helps:
         return result
-    return replace(result, delta=replace(best.delta, meta=_jsonable(result.to_dict())))
+    return replace(result, delta=replace(best.delta, meta=plain(result.to_dict())))
 
 
 def sentence(best: Candidate, targets: list[str], helps: bool) -> str:
@@ -355,26 +357,6 @@ def sentence(best: Candidate, targets: list[str], helps: bool) -> str:
     elif best.name in CONTROLS:
         said += f" This is a control ({best.name}): the method itself did not do better."
     return said
-
-
-def _jsonable(value: Any) -> Any:
-    import json
-
-    return json.loads(json.dumps(_finite(value)))
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(k): _finite(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(v) for v in value]
-    if isinstance(value, (float, np.floating)):
-        return float(value) if np.isfinite(value) else None
-    if isinstance(value, np.integer):
-        return int(value)
-    if isinstance(value, np.bool_):
-        return bool(value)
-    return value
 
 
 def _n_logits(reader: Reader, examples: Any) -> int:

@@ -1,0 +1,78 @@
+"""What the candidates of one join share, and what a candidate is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from tweaknn.delta import Delta
+from tweaknn.join.comparison import Comparison
+from tweaknn.join.operating import OperatingPoint
+from tweaknn.join.promise import Promise
+from tweaknn.join.table import PooledTable
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """One possible delta at its operating point.
+
+    Attributes:
+        name: the method's or control's.
+        delta: with the operating point's bias in it.
+        logits: ``(n, c)`` on validation, the delta's part included.
+        comparison: validation figures against the base.
+        point: the operating point.
+        notes: settings chosen on the way (L2, n, scale, ...).
+    """
+
+    name: str
+    delta: Delta
+    logits: np.ndarray
+    comparison: Comparison
+    point: OperatingPoint
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    def figures(self) -> dict[str, Any]:
+        """JSON-ready validation figures."""
+        c = self.comparison
+        return {
+            "target": self.point.target,
+            "target_gain": self.point.target - self.point.base_target,
+            "overall": c.tweaked.overall,
+            "balanced": c.tweaked.balanced,
+            "nll": c.tweaked.nll,
+            "ece": c.tweaked.ece,
+            "E": c.E,
+            "worst_drop": c.worst_drop,
+            "worst_class": c.worst_class,
+            "p_value": c.p_value,
+            "per_class": c.tweaked.to_dict(c.classes)["per_class"],
+            "auroc": c.tweaked.to_dict(c.classes)["auroc"],
+            "feasible": self.point.feasible,
+            "reason": self.point.reason,
+            "parameters": self.delta.parameters,
+            "neurons": sum(term.neurons for term in self.delta.terms),
+            **self.notes,
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class Setting:
+    """What all candidates of one join share.
+
+    Attributes:
+        train, validation: tables of the same pooled neurons.
+        targets: positions of the target classes.
+        classes: names of the logits.
+        frame: a delta without terms for this base, to be filled.
+    """
+
+    train: PooledTable
+    validation: PooledTable
+    targets: tuple[int, ...]
+    classes: list[str]
+    promise: Promise
+    frame: Delta
+    seed: int
