@@ -11,6 +11,7 @@ import typer
 from tweaknn.cli import options as o
 from tweaknn.cli.console import bar, err, note, out, percent, points, table, warn
 from tweaknn.errors import InputError, NothingHelps
+from tweaknn.join.aans import AANChoice
 from tweaknn.join.promise import Promise
 from tweaknn.join.run import JoinResult, SynapticJoin
 
@@ -21,9 +22,23 @@ class Method(StrEnum):
     aan = "aan"
     aan_grouped = "aan-grouped"
     selected = "selected"
+    stable = "stable"
+    net_gain = "net-gain"
+    mixed = "mixed"
     retrain_1 = "retrain-1"
     retrain_2 = "retrain-2"
+    schedule = "schedule"
     theta = "theta"
+
+
+class Solver(StrEnum):
+    convex = "convex"
+    sgd = "sgd"
+
+
+class Form(StrEnum):
+    dense = "dense"
+    grouped = "grouped"
 
 
 class Kind(StrEnum):
@@ -51,8 +66,9 @@ def command(
     method: Annotated[
         Method,
         typer.Option(
-            help="best: validation chooses between fit (convex fit) and aan (a small network); selected: 40 neurons; "
-            "theta: the dissertation's join; retrain-1, retrain-2: its synapses, weights solved for."
+            help="best: validation chooses between fit (convex fit), aan (a small network) and their mean; selected, stable, "
+            "net-gain, mixed: 40 neurons, chosen in four ways; theta: the dissertation's join; retrain-1, retrain-2: its synapses, "
+            "weights solved for; schedule: see --schedule."
         ),
     ] = Method.best,
     promise: Annotated[
@@ -80,6 +96,28 @@ def command(
     form: Annotated[
         str, typer.Option(help="theta: plain (as published) or signed (right for negative neurons).")
     ] = "plain",
+    schedule: Annotated[
+        str | None,
+        typer.Option(help="Joins and retrainings in turn over ever fewer classes, such as J100+R100+J50+R50+J10+R10+J10."),
+    ] = None,
+    solver: Annotated[
+        Solver, typer.Option(help="How synapses are retrained: convex (to the optimum) or sgd (as the dissertation).")
+    ] = Solver.convex,
+    views: Annotated[
+        int | None,
+        typer.Option(min=0, help="Augmented copies of each training example that are read as well. Default: 2 of pictures."),
+    ] = None,
+    augment: Annotated[
+        str | None,
+        typer.Option(help="What a view is: flip, shift, noise (with commas between) or file.py:function. Default: shift."),
+    ] = None,
+    hidden: Annotated[
+        str | None,
+        typer.Option(help="Hidden neurons of an AAN, or a size of Table 4.1 such as resnet20-cifar10. Default: by validation."),
+    ] = None,
+    aan_form: Annotated[
+        Form | None, typer.Option(help="dense, or grouped: a hidden group a stage, as the dissertation has it.")
+    ] = None,
     group: Annotated[str | None, typer.Option(help="Column whose groups (patients, lesions) are never parted.")] = None,
     validation_share: Annotated[float, typer.Option(help="Share set aside when --validation is not given.")] = 0.5,
     keep: Annotated[
@@ -109,7 +147,12 @@ def command(
     examples = o.open_data(train, opened, group=group, skip_unreadable=skip_unreadable)
     held = o.open_data(validation, opened, skip_unreadable=skip_unreadable) if validation else None
     joiner = SynapticJoin(
-        method=method.value,
+        method="schedule" if schedule and method is Method.best else method.value,
+        schedule=schedule,
+        solver=solver.value,
+        views=views,
+        augment=augment,
+        aan=AANChoice(int(hidden) if hidden and hidden.isdigit() else hidden, aan_form.value if aan_form else None),
         promise=promised(method, promise, tolerance, floor, max_drop, overall_drop, weight, specificity),
         tolerance=tolerance,
         layers=layers,

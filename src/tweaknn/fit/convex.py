@@ -99,10 +99,13 @@ class LogisticProblem:
     """A convex fit prepared once (standardised, rotated) and solved for as many penalties as wanted.
 
     Args as for :func:`fit_linear`; ``scale`` (f,) multiplies standardised features and so divides their penalty by its square: one
-    strength for each layer, or 0 to leave a neuron out.
+    strength for each layer, or 0 to leave a neuron out. ``bias`` False fits synapses alone, as the dissertation's retraining does; neurons
+    are then not centred.
     """
 
-    def __init__(self, features, offsets, labels, *, mask=None, sample_weight=None, scale=None, device: str = "cpu"):
+    def __init__(
+        self, features, offsets, labels, *, mask=None, sample_weight=None, scale=None, bias: bool = True, device: str = "cpu"
+    ):
         raw, self.offsets, self.labels, share = _validated(features, offsets, labels, sample_weight, device)
         self.share = share  # (n,) sums to 1
         n, self.f = raw.shape
@@ -113,6 +116,9 @@ class LogisticProblem:
         hardness = (1 - p.square().sum(1)).clamp_min(0) + 0.02  # where the curvature of the loss lives
         self.share_h = share * hardness
         mean, std, self.centre = _moments(raw, share, self.share_h)
+        self.bias = bias
+        if not bias:
+            self.centre = torch.zeros_like(self.centre)
         alive = std > 1e-7 * mean.abs() + 1e-30
         factor = torch.where(alive, 1 / torch.where(alive, std, 1.0), 0.0)
         if scale is not None:
@@ -156,7 +162,7 @@ class LogisticProblem:
         free = self._free()
         loss, grad, p = self._evaluate(theta, l2)
         grad = grad * free
-        precondition = self._preconditioner(p, l2)
+        precondition = self._preconditioner(p, l2, free)
         steps, settled = 0, False
         start = float(grad.abs().max()) if grad.numel() else 0.0
         size = start
@@ -191,9 +197,10 @@ class LogisticProblem:
 
     def _free(self) -> torch.Tensor:
         ones = torch.ones(1, len(self.classes), dtype=torch.float64, device=self.x.device)
+        last = ones * self.bias
         if self.synapses is None:
-            return torch.cat([ones.expand(len(self.kept), -1), ones])
-        return torch.cat([self.synapses, ones])
+            return torch.cat([ones.expand(len(self.kept), -1), last])
+        return torch.cat([self.synapses, last])
 
     def _evaluate(self, theta: torch.Tensor, l2: float, exact: bool = False) -> tuple[float, torch.Tensor, torch.Tensor]:
         """Objective, gradient (rows, classes) and probabilities (n, c) at ``theta``."""
@@ -245,10 +252,9 @@ class LogisticProblem:
             gram += (x.T @ (x * (weights[s] * len(weights)).to(self.store).unsqueeze(1))).double() / len(weights)
         return gram
 
-    def _preconditioner(self, p: torch.Tensor, l2: float) -> Callable[[torch.Tensor], torch.Tensor]:
-        if self.rotation is not None:
-            return self._kronecker(p, l2)
-        return self._by_class(p, l2)
+    def _preconditioner(self, p: torch.Tensor, l2: float, free: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+        inverse = self._kronecker(p, l2) if self.rotation is not None else self._by_class(p, l2)
+        return inverse if self.bias else lambda g: inverse(g) * free
 
     def _kronecker(self, p: torch.Tensor, l2: float) -> Callable[[torch.Tensor], torch.Tensor]:
         """Inverse of (curvature between classes) x (second moments of the neurons) + l2, diagonal in both eigenbases."""
@@ -295,7 +301,7 @@ class LogisticProblem:
         weight[self.kept.unsqueeze(1), self.classes.unsqueeze(0)] = w
         bias = torch.zeros(self.c, dtype=torch.float64, device=w.device)
         bias[self.classes] = theta[-1] - self.centre[self.kept] @ w
-        if len(self.classes) == self.c:
+        if len(self.classes) == self.c and self.bias:
             bias -= bias.mean()  # a common shift changes no prediction: keep the smallest of the equal biases
         return weight.cpu().numpy(), bias.cpu().numpy()
 

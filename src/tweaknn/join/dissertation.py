@@ -16,7 +16,7 @@ import torch
 
 from tweaknn.delta import Delta, Read, synapses
 from tweaknn.errors import InputError, ModelError
-from tweaknn.join.candidates import fields_of, fitted
+from tweaknn.join.candidates import fields_of, fitted, last_layer
 from tweaknn.join.comparison import compare_logits
 from tweaknn.join.operating import OperatingPoint
 from tweaknn.join.promise import Promise
@@ -268,9 +268,8 @@ def constant(setting: Setting, limits: Limits, name: str, delta: Delta, logits: 
 
 def _last_layer(setting: Setting) -> tuple[Delta, np.ndarray]:
     """The last hidden layer refitted to all logits, before any operating point, and its validation logits."""
-    columns = np.arange(setting.train.features.shape[1])[setting.train.spans()[-1]]
-    delta, logits, _ = fitted(setting, "last-layer", columns)
-    return delta, logits
+    made = fitted(setting, "last-layer", last_layer(setting.train))
+    return made.delta, made.logits
 
 
 def _placed(

@@ -1,7 +1,8 @@
 """The named methods of a join beside ``theta``: which synapses or small network is fitted on table T.
 
-``best`` (the default) lets validation choose between ``fit`` and ``aan``; ``retrain-1`` and ``retrain-2`` solve for the weights of
-the dissertation's own synapses (section 3.2.4), ``selected`` reads a few stable neurons only.
+``best`` (the default) lets validation choose between ``fit``, ``aan`` and their mean; ``retrain-1`` and ``retrain-2`` solve for the
+weights of the dissertation's own synapses (section 3.2.4), ``schedule`` alternates joins and retrainings (Table 3.9), and the
+selections (``selected``, ``stable``, ``net-gain``) read a few neurons only.
 """
 
 from __future__ import annotations
@@ -13,60 +14,77 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from tweaknn.delta import LOGITS, MLP, Linear, Read, Term, synapses
+from tweaknn.delta import Linear, Term, synapses
 from tweaknn.errors import InputError
-from tweaknn.fit.aan import AANFit, AANSettings, fit_aan
-from tweaknn.fit.convex import fit_path
-from tweaknn.fit.selection import group_sparse
-from tweaknn.join.candidates import L2_GRID, controls, linear, pick
-from tweaknn.join.setting import Candidate, Setting
+from tweaknn.join.aans import LEAST, AANChoice, aan, blended
+from tweaknn.join.candidates import Candidate, best_linear, controls, pick
+from tweaknn.join.selected import SELECTIONS, selected
+from tweaknn.join.setting import Setting
 from tweaknn.join.settle import settle
 from tweaknn.join.table import PooledTable
-from tweaknn.measure import negative_log_likelihood
 
 if TYPE_CHECKING:
     from tweaknn.join.run import SynapticJoin
     from tweaknn.network.reader import Reader
 
-METHODS = ("best", "fit", "aan", "aan-grouped", "selected", "retrain-1", "retrain-2", "theta")
+METHODS = ("best", "fit", "aan", "aan-grouped", *SELECTIONS, "retrain-1", "retrain-2", "schedule", "theta")
 
-LEAST_AAN = 500
-"""Training examples below which ``best`` does not try an MLP."""
+SOLVERS = ("convex", "sgd")
 
 
-def table_candidates(method: str, setting: Setting) -> list[Candidate]:
+def check_method(method: str, schedule: str | None, solver: str, views: int | None) -> None:
+    """Raises InputError where a join's settings contradict each other."""
+    if (method == "schedule") != (schedule is not None):
+        raise InputError("The method schedule and a schedule such as J100+R100+J10 go together; give both or neither.")
+    if schedule is not None:
+        from tweaknn.join.schedule import parse
+
+        parse(schedule)
+    if solver not in SOLVERS:
+        raise InputError(f"Unknown solver {solver!r}; choose one of {', '.join(SOLVERS)}.")
+    if solver != "convex" and method not in ("retrain-1", "retrain-2", "schedule"):
+        raise InputError(
+            f"The solver {solver} is for the methods retrain-1, retrain-2 and schedule; {method} is solved otherwise."
+        )
+    if views is not None and views < 0:
+        raise InputError(f"The number of views must be at least 0, not {views}.")
+
+
+def table_candidates(method: str, setting: Setting, choice: AANChoice | None = None) -> list[Candidate]:
     """Candidates of a method that reads table T only, its controls included.
 
     Raises:
-        InputError: the method is none of these.
+        InputError: the method is none of these, or an AAN of the size asked for does not fit.
     """
     plain = means(setting.train)
     small = replace(setting, train=columns_of(setting.train, plain), validation=columns_of(setting.validation, plain))
-    every = np.arange(len(plain))
-    if method == "fit":
-        own = [linear(small, "fit", every)]
-    elif method == "selected":
-        own = [selected(small)]
+    if method == "controls":
+        own = []
+    elif method == "fit":
+        own = [best_linear(small).settle(small, "fit")]
+    elif method in SELECTIONS and method != "mixed":
+        own = [selected(small, method)]
     elif method in ("aan", "aan-grouped"):
-        own = [aan(setting, method)]
+        own = [aan(setting, method, choice).settle(setting, method)]
     elif method == "best":
-        own = [linear(small, "fit", every)]
-        if len(setting.train.labels) >= LEAST_AAN:
-            own.append(aan(setting, "aan"))
+        own = best(setting, small, choice)
     else:
         raise InputError(f"Unknown method {method!r}; choose one of {', '.join(METHODS)}.")
     return [*own, *controls(small)]
 
 
-def reductions_of(method: str) -> tuple[str, ...]:
-    """Poolings of every layer that a method reads."""
-    return ("mean", "max") if method in ("best", "aan", "aan-grouped") else ("mean",)
-
-
-def last_stage(reader: Reader) -> list[str]:
-    """Names of the layers that have the last layers' resolution, at most two: where a 2 x 2 grid is worth its place."""
-    maps = [layer for layer in reader.layers if len(layer.spatial) == 2 and min(layer.spatial) > 1]
-    return [layer.name for layer in maps if layer.spatial == maps[-1].spatial][-2:] if maps else []
+def best(setting: Setting, small: Setting, choice: AANChoice | None = None) -> list[Candidate]:
+    """The default's own candidates: the convex fit, an AAN where there are examples enough for one, and their mean."""
+    fit = best_linear(small)
+    own = [fit.settle(small, "fit")]
+    if len(setting.train.labels) < LEAST:
+        return own
+    room = setting.limit - fit.delta.parameters
+    net = aan(setting, "aan", choice, min(250_000, room)) if room > 0 else None
+    if net is not None:
+        own.append(net.settle(setting, "aan"))
+        own.append(blended(setting, fit, net).settle(setting, "mean"))
+    return own
 
 
 def means(table: PooledTable) -> np.ndarray:
@@ -86,59 +104,6 @@ def columns_of(table: PooledTable, columns: np.ndarray) -> PooledTable:
         return table
     reads = tuple(pick(table.reads, columns))
     return replace(table, features=np.ascontiguousarray(table.features[:, columns]), reads=reads)
-
-
-def aan(setting: Setting, name: str, settings: AANSettings | None = None) -> Candidate:
-    """An AAN (chapter 4) on all columns of the table, at its operating point; ``aan-grouped``: a hidden group a stage.
-
-    The epoch is chosen by the log loss on validation, and so is whether the base's logits are damped.
-    """
-    train, held = setting.train, setting.validation
-    if settings is None:
-        n = len(train.labels)
-        batch = int(np.clip(n // 40, 32, 1024))
-        settings = AANSettings(seed=setting.seed, batch=batch, rate=3e-3 * (batch / 1024) ** 0.5)
-    groups = stages(train) if name == "aan-grouped" else None
-    validation = (held.features, held.logits, held.labels)
-    found = fit_aan(
-        train.features, train.logits, train.labels, settings, groups=groups, validation=validation, views=train.views
-    )
-    logits = found.logits(held.features, held.logits)
-    delta = replace(setting.frame, terms=terms_of(found, train), bias=torch.from_numpy(found.bias), kind=name)
-    hidden, epochs = int(found.b1.size), len(found.history)
-    return settle(setting, name, delta, logits, hidden=hidden, epochs=epochs, damping=found.damping)
-
-
-def terms_of(found: AANFit, table: PooledTable) -> tuple[Term, ...]:
-    """An AAN as terms of a delta: the MLP, and the synapses from the logits to themselves that damp them."""
-    c = len(found.bias)
-    reads: list[Read] = []
-    for columns in found.columns:
-        reads += pick(table.reads, columns)
-    w1 = tuple(torch.from_numpy(w) for w in found.w1)
-    head = MLP(w1, torch.from_numpy(found.b1), torch.from_numpy(found.w2), torch.arange(c), "relu")
-    terms = [Term(tuple(reads), head)]
-    if found.damping != 1.0:
-        own = Read(LOGITS, "position", (c,), 0, torch.arange(c))
-        terms.append(Term((own,), Linear(torch.eye(c) * (found.damping - 1.0), torch.arange(c))))
-    return tuple(terms)
-
-
-def stages(table: PooledTable) -> list[np.ndarray]:
-    """Columns of each stage: layers of one resolution (or, without maps, of one width) together (Fig. 4.1a)."""
-    found: dict[Any, list[np.ndarray]] = {}
-    for read, span in zip(table.reads, table.spans(), strict=True):
-        spatial = tuple(n for axis, n in enumerate(read.shape) if axis != read.channel_axis)
-        key = spatial if spatial else ("flat", read.shape)
-        found.setdefault(key, []).append(np.arange(span.start, span.stop))
-    return [np.concatenate(parts) for parts in found.values()]
-
-
-def selected(setting: Setting, most: int = 40) -> Candidate:
-    """``most`` neurons that a group-sparse fit keeps, refitted without that penalty."""
-    table = setting.train
-    chosen = np.sort(group_sparse(table.features, table.logits, table.labels, most).order[:most])
-    return linear(setting, "selected", chosen)
 
 
 def retrained(join: SynapticJoin, setting: Setting, reader: Reader, train: Any, validation: Any) -> list[Candidate]:
@@ -162,19 +127,25 @@ def retrained(join: SynapticJoin, setting: Setting, reader: Reader, train: Any, 
         rows, columns = np.nonzero(term.head.weight.numpy())
         mask[start + rows, term.head.columns.numpy()[columns]] = True
         start += term.neurons
-    labels = setting.train.labels
+    from tweaknn.join.schedule import retrain
+
+    start_weights = np.zeros(mask.shape)
+    start = 0
+    for term in base.terms:
+        start_weights[start : start + term.neurons, term.head.columns.numpy()] = term.head.weight.numpy()  # type: ignore[union-attr]
+        start += term.neurons
+    labels = [setting.train.labels, setting.validation.labels]
+    offsets = [setting.train.logits, setting.validation.logits]
     heavier = 2.0 if join.method == "retrain-2" else 1.0
-    weights = np.where(np.isin(labels, setting.targets), heavier, 1.0)
-    fits = fit_path(values[0], setting.train.logits, labels, L2_GRID, mask=mask, sample_weight=weights)
-    held, held_labels = setting.validation.logits, setting.validation.labels
-    scored = [(negative_log_likelihood(f.logits(values[1], held), held_labels), k) for k, f in enumerate(fits)]
-    best = fits[min(scored)[1]]
+    weight = retrain(
+        join.solver, values, offsets, labels, start_weights, mask,
+        targets=setting.targets, heavier=heavier, seed=setting.seed,
+    )  # fmt: skip
     reads = [read for term in base.terms for read in term.reads]
-    term = synapses(reads, torch.from_numpy(best.weight.astype(np.float32)), range(c))
-    bias = torch.from_numpy(best.bias.astype(np.float32))
-    delta = replace(setting.frame, terms=(term,), bias=bias, kind=join.method)
-    logits = best.logits(values[1], held)
-    return [settle(setting, join.method, delta, logits, l2=best.l2, synapses=int(mask.sum())), *small]
+    term = synapses(reads, torch.from_numpy(weight.astype(np.float32)), range(c))
+    delta = replace(setting.frame, terms=(term,), kind=join.method)
+    logits = (offsets[1] + values[1] @ weight.astype(np.float32)).astype(np.float32)
+    return [settle(setting, join.method, delta, logits, solver=join.solver, synapses=int(mask.sum())), *small]
 
 
 def _values(

@@ -14,11 +14,14 @@ from torch import nn
 
 from tweaknn.delta import Delta
 from tweaknn.errors import InputError, NothingHelps
+from tweaknn.join.aans import AANChoice
 from tweaknn.join.candidates import CONTROLS
 from tweaknn.join.diagnosis import names_of, worst_classes
-from tweaknn.join.methods import METHODS, last_stage, reductions_of, retrained, table_candidates
+from tweaknn.join.methods import METHODS, check_method, retrained, table_candidates
 from tweaknn.join.promise import Promise, class_position
+from tweaknn.join.reading import Views, reading, source_of, views_of
 from tweaknn.join.setting import Candidate, Setting
+from tweaknn.join.size import limit_of
 from tweaknn.join.splits import holdout
 from tweaknn.join.table import PooledTable, read_pooled, stored_pooled
 from tweaknn.join.warnings import base_saw_warnings, thin_warnings
@@ -102,9 +105,10 @@ class SynapticJoin:
     """Finds synapses that make target classes better; scikit-learn's habits: settings here, work in :meth:`fit`.
 
     Attributes:
-        method: ``best`` (validation chooses between ``fit`` and ``aan``), ``fit`` (pooled neurons, convex fit, operating
-            point), ``aan`` or ``aan-grouped`` (a small network on pooled neurons), ``selected`` (40 neurons),
-            ``theta`` (the dissertation's join), ``retrain-1`` or ``retrain-2`` (its synapses, weights solved for).
+        method: ``best`` (validation chooses between ``fit``, ``aan`` and their mean), ``fit`` (pooled neurons, convex fit, operating
+            point), ``aan`` or ``aan-grouped`` (a small network on pooled neurons), ``selected``, ``stable``, ``net-gain`` or ``mixed``
+            (40 neurons, see :mod:`tweaknn.join.selected`), ``theta`` (the dissertation's join), ``retrain-1`` or ``retrain-2`` (its
+            synapses, weights solved for), ``schedule`` (joins and retrainings in turn).
         promise: ``floors``, ``overall``, or a :class:`~tweaknn.join.promise.Promise`; None takes the method's own.
         tolerance: what the promise may give up, a fraction.
         layers: ``all``, ``stages`` or names.
@@ -112,10 +116,15 @@ class SynapticJoin:
         base_saw: which split the base was trained on: ``train``, ``validation``, ``both``, ``none`` or None (unknown).
         seed: of splits and of the random control.
         batch_size: examples a batch, for plain arrays.
-        views: how many augmented copies of each training example are read as well (``aan`` uses them).
+        views: how many augmented copies of each training example are read as well, for the fits; None: :data:`VIEWS` of pictures where
+            the method is one that gains by them, else 0.
         table: folder that keeps what was read (table T): another join on the same base and data does not run the network
             again, and a reading that was killed goes on where it was.
-        augment: ``augment(x, generator)`` gives an augmented batch; needed where ``views`` is not 0.
+        augment: what makes a view: ``flip``, ``shift``, ``noise`` (several with commas between), ``file.py:function``, or a function
+            ``augment(x, generator)`` that gives an augmented batch; None: ``shift`` for pictures.
+        schedule: ``J100+R100+J10`` (method ``schedule``), see :mod:`tweaknn.join.schedule`.
+        solver: of synaptic retraining: ``convex`` (its optimum) or ``sgd`` (the dissertation's).
+        aan: how an AAN is made, see :class:`~tweaknn.join.aans.AANChoice`.
     """
 
     method: str = "best"
@@ -128,9 +137,12 @@ class SynapticJoin:
     batch_size: int = 128
     head: int | str | None = None
     form: str = "plain"
-    views: int = 0
+    views: int | None = None
     table: str | Path | None = None
-    augment: Callable[[torch.Tensor, torch.Generator], torch.Tensor] | None = field(default=None, repr=False)
+    augment: str | Callable[[torch.Tensor, torch.Generator], torch.Tensor] | None = field(default=None, repr=False)
+    schedule: str | None = None
+    solver: str = "convex"
+    aan: AANChoice = field(default_factory=AANChoice)
     bar: Bar = field(default=lambda what, total: nullcontext(lambda done: None), repr=False)
 
     def fit(
@@ -178,10 +190,13 @@ class SynapticJoin:
         reader = Reader(model, x, self.layers, self.head)
         before = fingerprint(model)
         names = names_of(classes if classes is not None else train.classes, _n_logits(reader, train))
+        views, augment = views_of(self.method, self.views, self.augment, x)
+        rows = len(train) * (1 + views) + len(validation)
         tables = [
-            self._read(reader, part, f"Reading {name}") for name, part in (("train", train), ("validation", validation))
+            self._read(reader, part, f"Reading {name}", rows)
+            for name, part in (("train", train), ("validation", validation))
         ]
-        copies = [self._read(reader, train, f"Reading view {v}", v) for v in range(1, self.views + 1)]
+        copies = [self._read(reader, train, f"Reading view {v}", rows, v, augment) for v in range(1, views + 1)]
         tables[0] = replace(tables[0], views=tuple((copy.features, copy.logits) for copy in copies))
         if fingerprint(model) != before:
             raise AssertionError("the base network changed while it was read; this is a bug in tweaknn")
@@ -210,7 +225,8 @@ class SynapticJoin:
             *base_saw_warnings(self.base_saw, train, validation, set_aside=bool(prepared.notes)),
             *thin_warnings(validation.labels, names, chosen_targets, promise),
         ]
-        setting = Setting(train, validation, tuple(chosen_targets), names, promise, prepared.frame, self.seed)
+        limit = limit_of(prepared.reader.model)
+        setting = Setting(train, validation, tuple(chosen_targets), names, promise, prepared.frame, self.seed, limit)
         candidates = self._candidates(setting, prepared.reader, prepared.train, prepared.validation)
         settings = {
             "method": self.method,
@@ -233,8 +249,7 @@ class SynapticJoin:
             raise InputError("Name the target classes, or how many of the worst to take; one of the two.")
         if worst is not None and worst < 1:
             raise InputError(f"The number of worst classes must be at least 1, not {worst}.")
-        if self.views < 0 or (self.views and self.augment is None):
-            raise InputError("views must be at least 0, and any views need an augment function.")
+        check_method(self.method, self.schedule, self.solver, self.views)
         if self.base_saw not in (None, "train", "validation", "both", "none"):
             raise InputError(f"base_saw is {self.base_saw!r}; it takes train, validation, both or none.")
 
@@ -254,20 +269,21 @@ class SynapticJoin:
         said = f"{len(second)} of {len(train)} training examples were set aside for validation"
         return train.subset(first), train.subset(second), [said]
 
-    def _read(self, reader: Reader, examples: Any, what: str, view: int = 0) -> PooledTable:
+    def _read(self, reader: Reader, examples: Any, what: str, rows: int, view: int = 0, augment: Any = None) -> PooledTable:
         with self.bar(what, len(examples)) as progress:
             batches: Iterable[Any] = examples.loader(self.batch_size)
+            content = ""
             if view:
-                assert self.augment is not None
-                generator = torch.Generator().manual_seed(self.seed * 1009 + view)
-                batches = ((self.augment(x, generator), y) for x, y in batches)
-            wanted = reductions_of(self.method)
-            grids = last_stage(reader) if len(wanted) > 1 else ()
-            if self.table is not None and not view:
+                seed = self.seed * 1009 + view
+                batches = Views(examples.loader(self.batch_size), augment, seed)
+                content = f"view {seed} {getattr(augment, 'source', None) or source_of(augment)}"
+            reads = reading(self.method, reader, rows)
+            if self.table is not None:
                 return stored_pooled(
-                    self.table, reader, examples, self.batch_size, reductions=wanted, grids=grids, progress=progress
-                )
-            return read_pooled(reader, batches, len(examples), reductions=wanted, grids=grids, progress=progress)
+                    self.table, reader, examples, self.batch_size, reads,
+                    batches=batches if view else None, more=content, progress=progress,
+                )  # fmt: skip
+            return read_pooled(reader, batches, len(examples), reads, progress=progress)
 
     def _targets(
         self, table: PooledTable, targets: Sequence[int | str] | None, worst: int | None, names: list[str]
@@ -292,7 +308,15 @@ class SynapticJoin:
             return theta_candidates(self, setting, reader, train, validation)
         if self.method in ("retrain-1", "retrain-2"):
             return retrained(self, setting, reader, train, validation)
-        return table_candidates(self.method, setting)
+        if self.method == "schedule":
+            from tweaknn.join.schedule import scheduled
+
+            return [*scheduled(self, setting, reader, train, validation), *table_candidates("controls", setting)]
+        if self.method == "mixed":
+            from tweaknn.join.selected import mixed
+
+            return [mixed(self, setting, reader, train, validation), *table_candidates("controls", setting)]
+        return table_candidates(self.method, setting, self.aan)
 
 
 def conclude(

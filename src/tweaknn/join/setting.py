@@ -67,6 +67,7 @@ class Setting:
         targets: positions of the target classes.
         classes: names of the logits.
         frame: a delta without terms for this base, to be filled.
+        limit: parameters that a candidate may have, see :func:`tweaknn.join.size.limit_of`.
     """
 
     train: PooledTable
@@ -76,3 +77,4 @@ class Setting:
     promise: Promise
     frame: Delta
     seed: int
+    limit: int = 250_000

@@ -53,9 +53,8 @@ def read_pooled(
     reader: Reader,
     batches: Iterable[tuple[Any, torch.Tensor]],
     n: int,
+    reads: Sequence[Read] | None = None,
     *,
-    reductions: Sequence[str] = ("mean",),
-    grids: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> PooledTable:
     """Pool every layer of ``reader`` over ``batches`` of ``(x, y)``.
@@ -64,15 +63,14 @@ def read_pooled(
         reader: the network.
         batches: in a fixed order, ``n`` examples in all.
         n: number of examples.
-        reductions: see :func:`tweaknn.network.pooling.pool`; layers without spatial axes are read once.
-        grids: names of layers whose ``grid2`` is read as well.
+        reads: which pooled neurons; None: the mean of every layer.
         progress: called with the number of examples done.
 
     Raises:
         ModelError: a neuron or a logit is NaN or infinite; the message names the layer and the example.
         InputError: the batches hold another number of examples than ``n``, or labels outside the logits' range.
     """
-    reads = _reads(reader, reductions, grids)
+    reads = list(reads) if reads is not None else _reads(reader, ("mean",))
     widths = [int(read.index.numel()) for read in reads]
     starts = np.concatenate([[0], np.cumsum(widths)]).astype(int)
     by_layer: dict[str, list[int]] = {}
@@ -89,7 +87,7 @@ def read_pooled(
 
         def sink(k: int, activation: torch.Tensor, row: int = done, size: int = size) -> None:
             layer = reader.layers[k]
-            for r in by_layer[layer.name]:
+            for r in by_layer.get(layer.name, ()):
                 values = pool(activation, layer.channel_axis, reads[r].reduction)
                 features[row : row + size, starts[r] : starts[r + 1]] = values.cpu().numpy()
 
@@ -112,13 +110,15 @@ def stored_pooled(
     reader: Reader,
     examples: Any,
     batch_size: int,
+    reads: Sequence[Read],
     *,
-    reductions: Sequence[str] = ("mean",),
-    grids: Sequence[str] = (),
+    batches: Any = None,
+    more: str = "",
     progress: Progress | None = None,
 ) -> PooledTable:
     """:func:`read_pooled` kept on disk as table T (section 4.1): made once for a base, a data set and its preprocessing,
-    opened afterwards, completed when a reading was killed.
+    opened afterwards, completed when a reading was killed. ``batches`` are read in place of the examples' own (a view of them), and
+    ``more`` then says what they are.
 
     Raises:
         TableError: the stored table is damaged.
@@ -126,9 +126,9 @@ def stored_pooled(
     """
     from tweaknn.theta.table import table
 
-    reads = _reads(reader, reductions, grids)
-    content = f"{examples.content_hash()} {_transform(examples.preprocess)}"
-    stored = table(folder, reader, examples.loader(batch_size), reads, data=content, progress=progress)
+    content = f"{examples.content_hash()} {_transform(examples.preprocess)} {more}".strip()
+    source = examples.loader(batch_size) if batches is None else batches
+    stored = table(folder, reader, source, reads, data=content, progress=progress)
     return PooledTable(stored.values, stored.logits, stored.labels, tuple(reads))
 
 
@@ -142,7 +142,7 @@ def _transform(preprocess: Any) -> str:
         return uuid.uuid4().hex
 
 
-def _reads(reader: Reader, reductions: Sequence[str], grids: Sequence[str] = ()) -> list[Read]:
+def _reads(reader: Any, reductions: Sequence[str], grids: Sequence[str] = ()) -> list[Read]:
     reads = []
     for layer in reader.layers:
         wanted = list(dict.fromkeys(reductions)) if layer.spatial else list(reductions)[:1]

@@ -1,0 +1,187 @@
+"""Candidates of augmentation with active neurons (chapter 4): sizes, forms and strengths tried, validation decides."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from tweaknn.delta import LOGITS, MLP, Linear, Read, Term
+from tweaknn.errors import InputError
+from tweaknn.fit.aan import PRESETS, AANFit, AANSettings, fit_aan
+from tweaknn.join.candidates import Made, pick, strength
+from tweaknn.join.setting import Setting
+from tweaknn.join.table import PooledTable
+from tweaknn.measure import negative_log_likelihood
+
+FORMS = ("dense", "grouped")
+
+LEAST = 200
+"""Training examples below which ``best`` does not try an MLP."""
+
+LARGEST = 250_000
+"""Parameters an AAN takes at most unless it is asked for more: beyond, the limit of a delta holds."""
+
+WORK = 2e11
+"""Multiply-adds of training (rows x epochs x parameters) that choosing a size may take beside the first one."""
+
+
+@dataclass(frozen=True)
+class AANChoice:
+    """What a user wants of an AAN; what is None is chosen.
+
+    Attributes:
+        hidden: hidden neurons, or a preset of Table 4.1 by name (``resnet20-cifar10``), which also says how many active neurons
+            feed them; None: validation chooses.
+        form: ``dense`` or ``grouped`` (one hidden group a stage); None: the method's own, which is ``grouped`` for a preset.
+
+    Raises:
+        InputError: an unknown preset or form, or less than one hidden neuron.
+    """
+
+    hidden: int | str | None = None
+    form: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.form is not None and self.form not in FORMS:
+            raise InputError(f"The form of an AAN is one of {', '.join(FORMS)}, not {self.form!r}.")
+        if isinstance(self.hidden, str) and self.hidden not in PRESETS:
+            raise InputError(
+                f"{self.hidden!r} is neither a number of hidden neurons nor one of {', '.join(PRESETS)} (Table 4.1)."
+            )
+        if isinstance(self.hidden, int) and self.hidden < 1:
+            raise InputError(f"An AAN needs at least one hidden neuron, not {self.hidden}.")
+
+    @property
+    def preset(self) -> tuple[int, int] | None:
+        """(active neurons, hidden neurons) of Table 4.1, or None."""
+        return PRESETS[self.hidden] if isinstance(self.hidden, str) else None
+
+
+def aan(setting: Setting, name: str = "aan", choice: AANChoice | None = None, room: int | None = None) -> Made:
+    """An AAN on the columns of the table, before its operating point.
+
+    The epoch is chosen by the log loss on validation, and so are the size and the damping of the base's logits as far as
+    :data:`WORK` allows: small data are tried in several settings, a large table in one.
+
+    Args:
+        room: parameters it may have; None: what the setting's limit allows, at most :data:`LARGEST`.
+
+    Raises:
+        InputError: the size asked for does not fit the limit.
+    """
+    choice = choice or AANChoice()
+    train, held = setting.train, setting.validation
+    grouped = choice.form == "grouped" or (choice.form is None and (name == "aan-grouped" or choice.preset is not None))
+    room = room if room is not None else (setting.limit if choice.hidden is not None else min(setting.limit, LARGEST))
+    columns = _columns(train, choice, room)
+    inputs = replace(
+        train,
+        features=train.features[:, columns],
+        reads=tuple(pick(train.reads, columns)),
+        views=tuple((x[:, columns], z) for x, z in train.views),
+    )
+    groups = stages(inputs) if grouped else None
+    hidden = choice.preset[1] if choice.preset else choice.hidden
+    _check_room(setting, len(columns), hidden, groups, room)
+    validation = (held.features[:, columns], held.logits, held.labels)
+    best: tuple[float, AANFit] | None = None
+    first, others = _tried(setting, hidden if isinstance(hidden, int) else None, room, len(columns))
+    spent = 0.0
+    for settings in (first, *others):
+        found = fit_aan(
+            inputs.features, inputs.logits, inputs.labels, settings,
+            groups=groups, validation=validation, views=inputs.views,
+        )  # fmt: skip
+        loss = negative_log_likelihood(found.logits(validation[0], held.logits), held.labels)
+        if best is None or loss < best[0]:
+            best = (loss, found)
+        spent += len(inputs.labels) * (1 + len(inputs.views)) * len(found.history) * found.parameters
+        if spent > WORK / 2:
+            break
+    assert best is not None
+    loss, found = best
+    logits = found.logits(validation[0], held.logits)
+    delta = replace(setting.frame, terms=terms_of(found, inputs), bias=torch.from_numpy(found.bias), kind=name)
+    notes = {
+        "hidden": int(found.b1.size), "epochs": len(found.history), "damping": found.damping, "log_loss": loss,
+        "form": "grouped" if grouped else "dense", "neurons_read": len(columns),
+    }  # fmt: skip
+    return Made(delta, logits, notes)
+
+
+def _tried(setting: Setting, hidden: int | None, room: int, f: int) -> tuple[AANSettings, list[AANSettings]]:
+    """The first settings, and the others in the order in which they are tried."""
+    n = len(setting.train.labels)
+    batch = int(np.clip(n // 40, 32, 1024))
+    epochs = int(np.clip(200_000 // max(n, 1), 5, 20))  # small data: more passes, ended by validation
+    base = AANSettings(
+        seed=setting.seed, batch=batch, rate=3e-3 * (batch / 1024) ** 0.5, hidden=hidden, parameters=room, epochs=epochs
+    )
+    others = [replace(base, damping=1.0)]
+    if hidden is None:
+        others += [replace(base, hidden=32), replace(base, hidden=32, damping=1.0)]
+    return base, others
+
+
+def _columns(train: PooledTable, choice: AANChoice, room: int) -> np.ndarray:
+    """What it reads: a preset's number of active neurons, else all that leave room for some hidden neurons."""
+    every = np.arange(train.features.shape[1])
+    c = train.logits.shape[1]
+    wanted = choice.preset[0] if choice.preset else len(every)
+    asked = choice.preset[1] if choice.preset else (choice.hidden if isinstance(choice.hidden, int) else 32)
+    most = max((room - 3 * c) // asked - c - 1, 1)
+    if choice.hidden is None:
+        wanted = min(wanted, most)
+    if wanted >= len(every):
+        return every
+    return np.sort(every[np.argsort(-strength(train, every), kind="stable")[:wanted]])
+
+
+def _check_room(setting: Setting, f: int, hidden: int | str | None, groups: list[np.ndarray] | None, room: int) -> None:
+    if not isinstance(hidden, int):
+        return
+    c = setting.train.logits.shape[1]
+    per = (np.mean([len(g) for g in groups]) if groups else f) + 1 + c
+    if hidden * per + 3 * c > room:
+        raise InputError(
+            f"An AAN of {hidden} hidden neurons on {f} neurons would have {int(hidden * per + 3 * c)} parameters; a delta for this base "
+            f"may have {room}. Take at most {int((room - 3 * c) // per)} hidden neurons, or fewer --layers."
+        )
+
+
+def terms_of(found: AANFit, table: PooledTable) -> tuple[Term, ...]:
+    """An AAN as terms of a delta: the MLP, and the synapses from the logits to themselves that damp them."""
+    c = len(found.bias)
+    reads: list[Read] = []
+    for columns in found.columns:
+        reads += pick(table.reads, columns)
+    w1 = tuple(torch.from_numpy(w) for w in found.w1)
+    head = MLP(w1, torch.from_numpy(found.b1), torch.from_numpy(found.w2), torch.arange(c), "relu")
+    terms = [Term(tuple(reads), head)]
+    if found.damping != 1.0:
+        own = Read(LOGITS, "position", (c,), 0, torch.arange(c))
+        terms.append(Term((own,), Linear(torch.eye(c) * (found.damping - 1.0), torch.arange(c))))
+    return tuple(terms)
+
+
+def stages(table: PooledTable) -> list[np.ndarray]:
+    """Columns of each stage: layers of one resolution (or, without maps, of one width) together (Fig. 4.1a)."""
+    found: dict[Any, list[np.ndarray]] = {}
+    for read, span in zip(table.reads, table.spans(), strict=True):
+        spatial = tuple(n for axis, n in enumerate(read.shape) if axis != read.channel_axis)
+        key = spatial if spatial else ("flat", read.shape)
+        found.setdefault(key, []).append(np.arange(span.start, span.stop))
+    return [np.concatenate(parts) for parts in found.values()]
+
+
+def blended(setting: Setting, first: Made, second: Made) -> Made:
+    """The mean of two deltas: half of each. Their mistakes differ, so the mean makes fewer (a second MLP in the method's notes
+    was worth a point)."""
+    delta = first.delta * 0.5 + second.delta * 0.5
+    logits = (0.5 * (first.logits + second.logits)).astype(np.float32)
+    loss = negative_log_likelihood(logits, setting.validation.labels)
+    notes = {"log_loss": loss, "of": [first.notes, second.notes]}
+    return Made(replace(delta, meta={}), logits, notes)
