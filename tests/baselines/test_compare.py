@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+import pathlib
+import subprocess
+import sys
+import threading
 import time
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from threadpoolctl import threadpool_limits
 
-from tweaknn.baselines import Plan, Training, compare, parse
+from tweaknn.baselines import Plan, Training, compare, make_task, parse, run
 from tweaknn.baselines.outcome import NotApplicable
 from tweaknn.baselines.registry import _METHODS, Method, names
-from tweaknn.baselines.worker import TimedOut, call
-from tweaknn.cli.app import run
+from tweaknn.baselines.worker import Failed, Pool, TimedOut
+from tweaknn.cli.app import run as command
 from tweaknn.errors import InputError
 
 from .conftest import digits
@@ -129,24 +134,95 @@ def test_one_failure_costs_no_other(net, tmp_path, misfits):
 
 
 def test_jobs_at_once_give_the_same_bits(net, tmp_path):
+    # This process has used every thread pool there is: forked children used to hang or die of that.
     threads = torch.get_num_threads()
+    run("theta", make_task(net, digits("train"), digits("test"), ["digit 8"], training=FAST))
     torch.set_num_threads(1)
     try:
-        made = [
-            compare(net, digits("train"), digits("test"), plan("retraining-1", "theta", jobs=n), tmp_path / str(n))
-            for n in (0, 2)
-        ]
+        with threadpool_limits(1):
+            made = [
+                compare(net, digits("train"), digits("test"), plan("retraining-1", "theta", jobs=n), tmp_path / str(n))
+                for n in (0, 2)
+            ]
     finally:
         torch.set_num_threads(threads)
     for a, b in zip(made[0]["methods"], made[1]["methods"]):
-        assert (a["target"], a["overall"], a["E"]) == (b["target"], b["overall"], b["E"]), b["reason"]
+        assert b["reason"] == ""
+        assert (a["target"], a["overall"], a["E"]) == (b["target"], b["overall"], b["E"])
+    assert not list((tmp_path / "2").glob(".shared*"))
 
 
 def test_worker_time_limit_and_order():
-    jobs = [("slow", lambda: time.sleep(30)), ("fast", lambda: 7)]
-    found = {name: answer for name, _, answer in call(jobs, 2, 1.0)}
-    assert found["fast"] == 7
-    assert isinstance(found["slow"], TimedOut)
+    with Pool(2, 1.0) as pool:
+        jobs = [("slow", lambda shared: time.sleep(30)), ("fast", lambda shared: shared + 2)]
+        found = {name: answer for name, _, answer in pool.run(5, jobs)}
+        assert found["fast"] == 7
+        assert isinstance(found["slow"], TimedOut)
+        again = [(str(k), lambda shared, k=k: shared * k) for k in range(5)]  # the killed one is replaced
+        assert sorted(answer for _, _, answer in pool.run(3, again)) == [0, 3, 6, 9, 12]
+
+
+def test_no_job_sees_what_another_changed():
+    def spoil(shared):
+        shared.append(1)
+        return len(shared)
+
+    with Pool(1) as pool:
+        assert [answer for *_, answer in pool.run([0], [("a", spoil), ("b", spoil)])] == [2, 2]
+
+
+def test_what_cannot_be_handed_over_runs_here():
+    said: list[str] = []
+    with Pool(2, say=said.append) as pool:
+        lock = threading.Lock()  # no process can be given a lock
+        found = [answer for *_, answer in pool.run(lock, [("a", lambda shared: shared.locked())])]
+        assert found == [False]
+        assert "cannot be handed" in said[0]
+
+    class Unreadable:
+        def __reduce__(self):
+            return int, ("no number",)
+
+    said.clear()
+    with Pool(1, say=said.append) as pool:
+        found = [answer for *_, answer in pool.run(Unreadable(), [("a", lambda s: 1), ("b", lambda s: 2)])]
+        assert found == [1, 2]
+        assert "ValueError" in said[0]
+
+
+def test_results_that_cannot_be_handed_back_are_failures():
+    with Pool(1) as pool:
+        found = [answer for *_, answer in pool.run(0, [("a", lambda shared: threading.Lock()), ("b", lambda shared: 1)])]
+    assert isinstance(found[0], Failed)
+    assert found[1] == 1
+
+
+def test_workers_end_with_their_parent(tmp_path):
+    program = (
+        "from tweaknn.baselines.worker import Pool\nimport os, time, pathlib\n"
+        f"def job(shared):\n    pathlib.Path({str(tmp_path / 'pid')!r}).write_text(str(os.getpid()))\n    time.sleep(60)\n"
+        "with Pool(1) as pool:\n    list(pool.run(0, [('a', job)]))\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
+    wait_for(lambda: (tmp_path / "pid").is_file() and (tmp_path / "pid").read_text(), 60)
+    child = int((tmp_path / "pid").read_text())
+    parent.kill()
+    parent.wait()
+    wait_for(lambda: not alive(child), 20)
+
+
+def wait_for(condition, seconds):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it took too long"
+        time.sleep(0.1)
+
+
+def alive(pid):
+    try:
+        return pathlib.Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
+    except OSError:
+        return False
 
 
 def test_groups_stay_together(net, tmp_path):
@@ -211,14 +287,14 @@ def test_command_line_from_compare_to_page(net, tmp_path, capsys):
         *("--out", f"{tmp_path}/out", "--jobs", "0", "--iterations", "3"),
     ]
     wanted = [*common, "--target", "digit 8", "--methods", "bias,retraining-4,da", "--json", f"{tmp_path}/r.json"]
-    assert run([*wanted, "--track", f"tensorboard:{tmp_path}/tb"]) == 0
+    assert command([*wanted, "--track", f"tensorboard:{tmp_path}/tb"]) == 0
     result = json.loads((tmp_path / "r.json").read_text())
     assert [m["name"] for m in result["methods"]] == ["bias", "retraining-4", "da"]
     assert list((tmp_path / "tb").iterdir())
     assert "digit 8" in capsys.readouterr().out
-    assert run(["report", f"{tmp_path}/out", "--out", f"{tmp_path}/page.html"]) == 0
+    assert command(["report", f"{tmp_path}/out", "--out", f"{tmp_path}/page.html"]) == 0
     assert "<h1>" in (tmp_path / "page.html").read_text()
-    assert run(["report", f"{tmp_path}/r.json", "--out", f"{tmp_path}/page2.html"]) == 0
+    assert command(["report", f"{tmp_path}/r.json", "--out", f"{tmp_path}/page2.html"]) == 0
     for bad in (
         [*common, "--target", "dog", "--methods", "bias"],
         [*common, "--target", "digit 8", "--methods", "magic"],
@@ -228,7 +304,7 @@ def test_command_line_from_compare_to_page(net, tmp_path, capsys):
         ["report", f"{tmp_path}/out", "--out", f"{tmp_path}/no/x.html"],
         ["report", f"{tmp_path}/out", "--out", f"{tmp_path}/x.html", "--model", "a.py:b"],
     ):
-        assert run(bad) == 2, bad
+        assert command(bad) == 2, bad
     assert not (tmp_path / "x.html").exists()
     assert "Traceback" not in capsys.readouterr().err
 

@@ -16,16 +16,17 @@ import numpy as np
 from torch import nn
 
 from tweaknn.baselines.figures import row
-from tweaknn.baselines.registry import get, parse, run
+from tweaknn.baselines.registry import Method, get, parse, run
 from tweaknn.baselines.store import Store
 from tweaknn.baselines.summary import summarise
 from tweaknn.baselines.task import Task, check_targets, positions_of, stratified
 from tweaknn.baselines.training import Training
-from tweaknn.baselines.worker import Failed, TimedOut, call
+from tweaknn.baselines.worker import Failed, Pool, TimedOut
 from tweaknn.errors import InputError
 from tweaknn.inputs import Examples
 from tweaknn.join.run import Bar
 from tweaknn.join.splits import holdout
+from tweaknn.join.table import PooledTable
 from tweaknn.network.fingerprint import fingerprint
 from tweaknn.writing import plain
 
@@ -33,6 +34,11 @@ VERSION = 1
 """Of the result format; results of another version are refused in one sentence."""
 
 Say = Callable[[str], None]
+
+
+def no_bar(what: str, total: int) -> Any:
+    """A progress bar that shows nothing."""
+    return nullcontext(lambda done: None)
 
 
 @dataclass(frozen=True)
@@ -81,7 +87,7 @@ def compare(
     say: Say = lambda text: None,
     track: Callable[[int, str, dict[str, Any]], None] | None = None,
     source: dict[str, Any] | None = None,
-    bar: Bar = lambda what, total: nullcontext(lambda done: None),
+    bar: Bar = no_bar,
 ) -> dict[str, Any]:
     """Run ``plan`` and return the result (also ``out/result.json`` and ``out/result.parquet``).
 
@@ -112,9 +118,10 @@ def compare(
         "limit": plan.limit,
         "layers": plan.layers,
     }
-    for seed in range(plan.first_seed, plan.first_seed + plan.seeds):
-        task = _task(model, train, validation, test, base, targets, plan, seed, groups, tables)
-        _run_seed(task, methods, identity, plan, store, say, track)
+    with Pool(plan.jobs, plan.time_limit, scratch=store.folder, say=say) as pool:
+        for seed in range(plan.first_seed, plan.first_seed + plan.seeds):
+            task = _task(model, train, validation, test, base, targets, plan, seed, groups, tables)
+            _run_seed(task, methods, identity, plan, store, pool, say, track)
     result = plain(summarise(store, methods, targets, test, base["test"], plan, identity, source or {}))
     store.write_result(result)
     return result
@@ -168,8 +175,13 @@ def _task(
         plan.batch_size,
         layers=plan.layers,
         cache=tables.store.folder / "tables",
-        _read_table=lambda split: tables.table(parts[split][0]).rows(parts[split][1]),
+        _read_table=partial(_rows, tables, parts),
     )
+
+
+def _rows(tables: Tables, parts: dict[str, tuple[Examples, np.ndarray]], split: str) -> PooledTable:
+    whole, at = parts[split]
+    return tables.table(whole).rows(at)
 
 
 def _run_seed(
@@ -178,6 +190,7 @@ def _run_seed(
     identity: dict[str, Any],
     plan: Plan,
     store: Store,
+    pool: Pool,
     say: Say,
     track: Callable[[int, str, dict[str, Any]], None] | None,
 ) -> None:
@@ -191,18 +204,8 @@ def _run_seed(
             say(f"seed {task.seed} {name}: not there")
         else:
             waiting.append((name, key))
-    if plan.jobs > 1 and waiting:
-        for split in ("train", "validation", "test"):
-            task.table(split)  # read here once, inherited by all workers
-
-    def one(name: str, key: str) -> dict[str, Any]:
-        outcome = store.logits(key)
-        if outcome is None:
-            outcome = run(name, task)
-            store.save_logits(key, outcome)
-        return {"name": name, "applicable": True, "reason": "", **row(task, outcome)}
-
-    for name, _, answer in call([(n, partial(one, n, k)) for n, k in waiting], plan.jobs, plan.time_limit):
+    jobs = [(name, partial(_one, store=store, method=get(name), key=key)) for name, key in waiting]
+    for name, _, answer in pool.run(task, jobs):
         if isinstance(answer, dict):
             found = answer
         else:
@@ -211,6 +214,15 @@ def _run_seed(
         say(f"seed {task.seed} {name}: {_said(found)}")
         if track is not None:
             track(task.seed, name, found)
+
+
+def _one(task: Task, *, store: Store, method: Method, key: str) -> dict[str, Any]:
+    """One method's row; its logits are kept before anything else can go wrong."""
+    outcome = store.logits(key)
+    if outcome is None:
+        outcome = run(method, task)
+        store.save_logits(key, outcome)
+    return {"name": method.name, "applicable": True, "reason": "", **row(task, outcome)}
 
 
 def _said(found: dict[str, Any]) -> str:
@@ -229,6 +241,10 @@ class Tables:
         self.model, self.store, self.plan, self.bar = model, store, plan, bar
         self.print = fingerprint(model)
         self.kept: dict[str, Any] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        # In another process the tables are read from the store again, and nobody watches a bar there.
+        return {**self.__dict__, "kept": {}, "bar": no_bar}
 
     def logits(self, examples: Examples) -> np.ndarray:
         """``(n, c)``; comes with the table, as both take the same pass."""

@@ -110,6 +110,7 @@ def row(task: Task, outcome: Outcome) -> dict[str, Any]:
         "curve": curve(task, outcome),
         "checkpoints": checkpoint_figures(task, outcome),
         "seconds": outcome.seconds,
+        "cpu_seconds": outcome.cpu_seconds,
         "parameters": outcome.parameters,
         "settings": outcome.settings,
     }

@@ -24,7 +24,7 @@ class Outcome:
     which the
     spread of E over checkpoints is computed (Table 3.4), never a choice. ``delta``: the change as a Δnn, where it
     is one.
-    ``seconds``: filled in by the runner.
+    ``seconds`` (wall clock) and ``cpu_seconds`` (of this process): filled in by the runner.
     """
 
     evaluation: np.ndarray
@@ -34,3 +34,4 @@ class Outcome:
     checkpoints: list[np.ndarray] = field(default_factory=list)
     delta: Delta | None = None
     seconds: float = 0.0
+    cpu_seconds: float | None = None

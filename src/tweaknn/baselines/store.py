@@ -85,13 +85,19 @@ class Store:
                     about["settings"],
                     checkpoints,
                     seconds=about["seconds"],
+                    cpu_seconds=about.get("cpu_seconds"),
                 )
         except Exception:  # missing, or cut off by an interrupted machine: made again
             return None
 
     def save_logits(self, key: str, outcome: Outcome) -> None:
         """Keep an outcome's logits."""
-        about = {"parameters": outcome.parameters, "settings": outcome.settings, "seconds": outcome.seconds}
+        about = {
+            "parameters": outcome.parameters,
+            "settings": outcome.settings,
+            "seconds": outcome.seconds,
+            "cpu_seconds": outcome.cpu_seconds,
+        }
         _savez(
             self.folder / "logits" / f"{key}.npz",
             evaluation=outcome.evaluation.astype(np.float32),

@@ -30,6 +30,7 @@ FIGURES = (
     "auroc",
     "auroc_gain",
     "seconds",
+    "cpu_seconds",
 )
 
 

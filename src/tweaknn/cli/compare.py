@@ -37,6 +37,9 @@ def command(
     ] = None,
     scratch_epochs: Annotated[float | None, typer.Option(help="Of retraining-3, which starts from nothing.")] = None,
     train_batch: Annotated[int, typer.Option(min=2, help="Examples a batch in fine-tuning.")] = 128,
+    checkpoints: Annotated[
+        int, typer.Option(min=1, help="Moments of the last half of a training at which E is measured (Table 3.4).")
+    ] = 3,
     validation_share: Annotated[
         float, typer.Option(help="Of --train, set aside when --validation is not given.")
     ] = 0.5,
@@ -83,6 +86,7 @@ def command(
         schedule=own(schedule),
         augment=own(augment),
         scratch_epochs=scratch_epochs,
+        checkpoints=checkpoints,
         penalties=tuple(sorted(penalty)) if penalty else defaults.penalties,
     )
     plan = Plan(

@@ -12,6 +12,10 @@ from typing import Any
 from tweaknn.errors import InputError, TweaknnError
 
 
+PREFIX = "_tweaknn_user_"
+"""Of the names under which users' files are imported."""
+
+
 def split_spec(spec: str) -> tuple[Path, str] | None:
     """``(file, function)`` of ``file.py:function``, or None when ``spec`` is not of that form."""
     file, colon, name = spec.rpartition(":")
@@ -43,10 +47,15 @@ def load_function(spec: str, error: type[TweaknnError] = InputError) -> Callable
     return found
 
 
+def reload_file(file: str) -> None:
+    """Import a user's file in another process under the name it has in this one. Raises InputError when it fails."""
+    _import(Path(file).resolve(), file, InputError)
+
+
 def _import(path: Path, spec: str, error: type[TweaknnError]) -> Any:
     source = path.read_bytes()
     key = hashlib.sha256(str(path).encode() + b"\0" + source).hexdigest()[:16]
-    unique = f"_tweaknn_user_{path.stem}_{key}"
+    unique = f"{PREFIX}{path.stem}_{key}"
     if unique in sys.modules:
         return sys.modules[unique]
     module_spec = importlib.util.spec_from_file_location(unique, path)
