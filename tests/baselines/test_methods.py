@@ -8,16 +8,18 @@ import torch
 from torch import nn
 
 from tweaknn.baselines import NotApplicable, Training, make_task, names, run
-from tweaknn.baselines.figures import figures, row
+from tweaknn.baselines.figures import figures, row, under
+from tweaknn.baselines.outcome import Outcome
 from tweaknn.errors import InputError, ModelError
 from tweaknn.inputs import as_examples
+from tweaknn.join.run import SynapticJoin
 from tweaknn.network.fingerprint import fingerprint
 
 from .conftest import digits
 
 WANTED = (
     "retraining-1 retraining-2 retraining-3 retraining-4 retraining-5 calibration bias logit-adjustment last-layer "
-    "last-layer-weighted da wa oversampling random-neurons head2toe lora theta retrain-1 retrain-2 aan fit"
+    "last-layer-weighted da wa oversampling random-neurons head2toe lora theta retrain-1 retrain-2 aan fit join"
 ).split()
 
 
@@ -38,11 +40,12 @@ def test_a_method_leaves_the_base_alone_and_says_what_it_did(name, net, task):
     assert np.isfinite(outcome.test).all()
     assert outcome.parameters > 0
     assert outcome.seconds > 0
+    assert outcome.cpu_seconds > 0
     found = row(task, outcome)
     assert set(found) >= {"target", "overall", "balanced", "E", "worst_drop", "seconds", "parameters"}
     assert 0 <= found["target"] <= 1
     assert set(found["under"]) == {"floors", "overall"}
-    if not outcome.checkpoints and name != "aan":  # a little training need not leave every class where it was
+    if not outcome.checkpoints:  # a little training need not leave every class where it was
         assert found["under"]["floors"]["feasible"]
 
 
@@ -284,3 +287,30 @@ def test_competing_targets_move_together(net):
     calibrated[:, at] += np.log(shared.settings["mu"] / (1 - shared.settings["mu"]))
     assert value(moved)[1] >= value(z)[1]
     assert value(moved)[0] >= value(calibrated)[0] - 0.02  # a constant each is no worse than one for all
+
+
+@pytest.mark.parametrize("name", ["aan", "fit", "join"])
+def test_ours_are_what_the_join_hands_over(name, net, task):
+    outcome = run(name, task)
+    found = SynapticJoin(method="best" if name == "join" else name, seed=task.seed).fit(
+        net, task.train, task.validation, targets=["digit 8"], classes=task.classes
+    )
+    candidate = found.best if name == "join" else next(c for c in found.candidates if c.name == name)
+    assert candidate.point.feasible  # floors hold on the validation examples that chose the point, always
+    attached = candidate.delta.attach(net)
+    np.testing.assert_allclose(outcome.test, task.run(attached, "test"), atol=2e-4)
+    np.testing.assert_allclose(outcome.evaluation, candidate.logits[task.evaluation], atol=2e-4)
+    assert outcome.parameters == candidate.delta.parameters
+
+
+def test_rivals_come_to_their_operating_point_as_the_join_does(net, task):
+    """Strength is part of it: what breaks the floors whole may keep them in part."""
+    base, labels = task.judged()
+    rng = np.random.default_rng(0)
+    spoilt = base + 3 * rng.normal(size=base.shape).astype(np.float32)
+    spoilt[labels == 8, 8] += 2
+    test = task.logits["test"] + 0
+    found = under(task, Outcome(spoilt, test, 1), "floors")
+    assert 0 < found["strength"] <= 1
+    unmoved = under(task, Outcome(base, test, 1), "floors")
+    assert unmoved["feasible"]

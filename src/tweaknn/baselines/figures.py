@@ -9,8 +9,10 @@ import numpy as np
 
 from tweaknn.baselines.outcome import Outcome
 from tweaknn.baselines.task import Task
-from tweaknn.join.operating import operate
 from tweaknn.join.promise import Promise
+from tweaknn.join.setting import Setting
+from tweaknn.join.settle import settle
+from tweaknn.join.table import PooledTable
 from tweaknn.measure import (
     confusion_matrix,
     error_e,
@@ -22,7 +24,7 @@ from tweaknn.measure import (
     worst_drop,
 )
 
-ROW = 3
+ROW = 4
 """Of :func:`row`'s form: rows of another are computed again from the stored logits."""
 
 
@@ -54,14 +56,35 @@ def figures(base: np.ndarray, after: np.ndarray, labels: np.ndarray, targets: Se
 def under(task: Task, outcome: Outcome, kind: str) -> dict[str, Any]:
     """The same network at the operating point that ``kind`` (floors, overall) allows on validation, measured on test.
 
-    Every method is brought there by the same search on the same examples, so that rivals and ours keep one promise.
+    Every method is brought there by the join's own procedure on the same examples: a strength (a multiple of what it
+    adds to the base's logits; for a network trained anew, below 1, that means running both), a bias a class, the same
+    caution. So rivals and ours keep one promise, kept in one way.
     """
     base, labels = task.judged()
-    point = operate(base, outcome.evaluation, labels, task.targets, Promise(kind))
-    moved = outcome.test + point.bias.astype(np.float32)
-    found = figures(task.logits["test"], moved, task.labels("test"), task.targets)
+    held = PooledTable(np.zeros((len(labels), 0), dtype=np.float32), base, labels, ())
+    setting = Setting(held, held, task.targets, task.classes, Promise(kind), _CHANGE, task.seed)  # type: ignore[arg-type]
+    settled = settle(setting, kind, _CHANGE, outcome.evaluation)  # type: ignore[arg-type]
+    point, strength = settled.point, float(settled.notes["strength"])
+    before = task.logits["test"]
+    moved = before + np.float32(strength) * (outcome.test - before) + point.bias.astype(np.float32)
+    found = figures(before, moved, task.labels("test"), task.targets)
     found["confusion"] = _confusion(moved, task.labels("test"))
-    return {**found, "feasible": bool(point.feasible), "reason": point.reason}
+    return {**found, "feasible": bool(point.feasible), "reason": point.reason, "strength": strength}
+
+
+class _Change:
+    """Stands for any method's change to the logits where the join's procedure expects a delta."""
+
+    terms = (None,)
+
+    def __mul__(self, strength: float) -> _Change:
+        return self
+
+    def with_bias(self, bias: Any) -> _Change:
+        return self
+
+
+_CHANGE = _Change()
 
 
 def curve(task: Task, outcome: Outcome) -> list[dict[str, Any]]:

@@ -1,4 +1,8 @@
-"""This package's own methods behind the rivals' interface: theta, synaptic retraining, AAN, fit."""
+"""This package's own methods behind the rivals' interface.
+
+``theta``, ``retrain-1`` and ``retrain-2`` are the dissertation's, exactly; ``fit``, ``aan`` and ``join`` go through
+:class:`~tweaknn.join.run.SynapticJoin`, so that what is compared is what the command hands over.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +18,7 @@ from tweaknn.baselines.registry import method
 from tweaknn.baselines.task import Task
 from tweaknn.delta import Delta
 from tweaknn.errors import DeltaError
-from tweaknn.fit.aan import AANSettings, fit_aan
 from tweaknn.fit.convex import fit_path
-from tweaknn.join.candidates import linear
 from tweaknn.join.dissertation import theta_candidates
 from tweaknn.join.promise import Promise
 from tweaknn.join.run import SynapticJoin
@@ -49,39 +51,45 @@ def retrain_2(task: Task) -> Outcome:
     return _retrained(task, 2.0)
 
 
-@method(
-    "aan", "a small network on active neurons, added to the logits (chapter 4)", ours=True, depends_on_targets=False
-)
+@method("aan", "a small network on active neurons, added to the logits (chapter 4), under floors", ours=True)
 def aan(task: Task) -> Outcome:
-    """Augmentation with active neurons for all classes: one hidden layer on all layers' pooled neurons, base frozen.
-
-    Trained from the table, never through the base; validation decides when to stop. As fitted: no target is
-    preferred.
-    """
-    train, held = task.table("train"), task.table("validation")
-    # Small data gets smaller batches: eight epochs of one step each would not move anything.
-    settings = AANSettings(seed=task.seed, batch=min(512, max(32, len(train.labels) // 20)))
-    found = fit_aan(
-        train.features,
-        train.logits,
-        train.labels,
-        settings,
-        validation=(held.features, held.logits, held.labels),
-        sample_weight=task.weights(),
-    )
-    rows, test = held.rows(task.evaluation), task.table("test")
-    said = {"hidden": int(found.b1.size), "damping": found.damping, "epochs": len(found.history)}
-    return Outcome(
-        found.logits(rows.features, rows.logits), found.logits(test.features, test.logits), found.parameters, said
-    )
+    """``tweaknn join --method aan``: the same table, fit, strength and operating point, whatever the controls do."""
+    return _joined(task, "aan")
 
 
-@method("fit", "pooled neurons of all layers, convex fit, operating point under floors", ours=True)
+@method("fit", "pooled neurons of all layers, convex fit, under floors", ours=True)
 def fit(task: Task) -> Outcome:
-    """``tweaknn join``'s default method, under its own promise (floors), without falling back to a control."""
-    setting = setting_of(task, Promise("floors"))
-    candidate = linear(setting, "fit", np.arange(setting.train.features.shape[1]))
-    return _delta_outcome(task, candidate.delta, candidate.notes)
+    """``tweaknn join --method fit``, whatever the controls do."""
+    return _joined(task, "fit")
+
+
+@method("join", "what `tweaknn join` hands over: validation chooses, controls included", ours=True)
+def join(task: Task) -> Outcome:
+    """``tweaknn join`` with its defaults. Where it finds nothing that helps it hands over nothing: the base."""
+    return _joined(task, None)
+
+
+def _joined(task: Task, name: str | None) -> Outcome:
+    """A join as the command makes it; ``name``: the candidate that is taken, None for the one it hands over."""
+    found = SynapticJoin(
+        method=name or "best",
+        promise="floors",
+        layers=task.layers,
+        seed=task.seed,
+        batch_size=task.batch_size,
+        table=None if task.cache is None else task.cache / "T",
+    ).fit(
+        task.model,
+        task.train.subset(_resampled(task)) if task.oversample else task.train,
+        task.validation,
+        targets=list(task.targets),
+        classes=task.classes,
+    )
+    if name is None and found.delta is None:
+        return Outcome(task.judged()[0], task.logits["test"], 0, {"chosen": "nothing", "why": found.sentence})
+    candidate = found.best if name is None else next(c for c in found.candidates if c.name == name)
+    settings = {**candidate.notes, **({"chosen": candidate.name} if name is None else {})}
+    return _delta_outcome(task, candidate.delta, settings, candidate.logits[task.evaluation])
 
 
 def setting_of(task: Task, promise: Promise) -> Setting:
@@ -230,10 +238,15 @@ def apply(delta: Delta, table: PooledTable) -> np.ndarray | None:
     return logits.numpy()
 
 
-def _delta_outcome(task: Task, delta: Delta, settings: dict[str, Any]) -> Outcome:
-    evaluation = apply(delta, task.table("validation").rows(task.evaluation))
+def _delta_outcome(
+    task: Task, delta: Delta, settings: dict[str, Any], evaluation: np.ndarray | None = None
+) -> Outcome:
+    """A delta's outcome; ``evaluation (m, c)``: its logits on the evaluation part where they are known already."""
     test = apply(delta, task.table("test"))
+    if evaluation is None:
+        evaluation = apply(delta, task.table("validation").rows(task.evaluation))
     if evaluation is None or test is None:
         model = delta.attach(task.model, check=False)
-        evaluation, test = task.run(model, "validation", task.evaluation), task.run(model, "test")
+        test = task.run(model, "test") if test is None else test
+        evaluation = task.run(model, "validation", task.evaluation) if evaluation is None else evaluation
     return Outcome(evaluation, test, delta.parameters, settings, delta=replace(delta, meta={}))

@@ -74,6 +74,7 @@ ORDER = (
     "retrain-2",
     "aan",
     "fit",
+    "join",
 )
 PREFIX = "oversampling+"
 

@@ -18,6 +18,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from multiprocessing.connection import Connection, Pipe, wait
 from pathlib import Path
 from typing import Any
@@ -247,7 +248,7 @@ def serve(descriptor: int, threads: int, files: Sequence[str], parent: int) -> N
             pipe.send(("unfit", _Unfit(f"{type(problem).__name__}: {problem}")))
             continue
         pipe.send(("began", None))
-        answer = _guarded(lambda function=function, shared=shared: function(shared))
+        answer = _guarded(partial(function, shared))
         try:
             pipe.send(("done", answer))
         except Exception as problem:
@@ -262,7 +263,7 @@ def _outlive_nobody(parent: int) -> None:
 
 def _here(shared: Any, job: Job) -> Answer:
     start = time.monotonic()
-    answer = _guarded(lambda: job[1](shared))
+    answer = _guarded(partial(job[1], shared))
     return job[0], time.monotonic() - start, answer
 
 

@@ -11,7 +11,6 @@ from typing import Any
 
 from tweaknn.errors import InputError, TweaknnError
 
-
 PREFIX = "_tweaknn_user_"
 """Of the names under which users' files are imported."""
 
