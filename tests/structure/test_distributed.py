@@ -23,7 +23,7 @@ def work(rank: int, port: int, folder: str) -> None:
     torch.manual_seed(0)
     model = TinyResNet(6)
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
-    pruner = ComplexityAware(model, images(), optimizer, steps=24, flops=0.5, every=4, end=0.7, speed=0.1)
+    pruner = ComplexityAware(model, images(), optimizer, steps=24, flops=0.5, every=4, end=0.7)
     parallel = torch.nn.parallel.DistributedDataParallel(model)
     g = torch.Generator().manual_seed(rank)  # different data on each rank
     thetas = []

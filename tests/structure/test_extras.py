@@ -41,7 +41,7 @@ def test_lightning(tmp_path, accumulate: int) -> None:
     warnings.simplefilter("ignore")
     torch.manual_seed(0)
     before = sum(p.numel() for p in module.parameters())
-    callback = pruning_callback(images(), "network", flops=0.5, every=4, end=0.7, speed=0.1)
+    callback = pruning_callback(images(), "network", flops=0.5, every=4, end=0.7)
     loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*data()), batch_size=16)
     trainer = L.Trainer(max_epochs=12, callbacks=[callback], accelerator="cpu", logger=False, default_root_dir=tmp_path,
                         enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,

@@ -50,7 +50,7 @@ def start(steps=80, seed=0, width=8, optimizer=None, **options):
     torch.manual_seed(seed)
     model = TinyResNet(width)
     optimizer = (optimizer or (lambda p: torch.optim.SGD(p, 0.1, momentum=0.9, weight_decay=5e-4)))(model.parameters())
-    options = {"end": 0.7, "every": 5, "speed": 0.1, **options}
+    options = {"warmup": 0.0, "end": 0.7, "every": 5, **options}
     return model, optimizer, ComplexityAware(model, images(), optimizer, steps=steps, seed=seed, **options)
 
 
@@ -163,9 +163,13 @@ def test_gradient_on_the_gates_is_the_derivative() -> None:
     """Against central differences in float64, at a sampled point with gates of both kinds closed."""
     torch.manual_seed(0)
     model = TinyResNet(4).double().train()
-    pruner = ComplexityAware(model, images().double(), None, steps=10, theta0=0.7)
+    pruner = ComplexityAware(model, images().double(), None, steps=10)
     x, y = data(8)
     z = pruner.gate.z
+    with torch.no_grad():
+        z[1::4] = 0.0
+        z[-2] = 0.0  # a branch
+        z[-1] = 1.0  # no gate's
     loss = lambda: F.cross_entropy(model(x.double()), y)  # noqa: E731
     loss().backward()
     assert 0 < float((z == 0).sum()) < len(z)
@@ -223,7 +227,7 @@ def test_an_overflow_is_skipped() -> None:
 def test_compiled_model() -> None:
     """Through the compiler's front end; shapes change at surgery, so it compiles again and goes on."""
     torch._dynamo.reset()
-    model, optimizer, pruner = start(steps=24, flops=0.5, every=8)
+    model, optimizer, pruner = start(steps=24, flops=0.5, every=8, beta=0.0, share=1.0, layers=0.0, units=0.0)
     compiled = torch.compile(model, backend="eager")
     x, y = data(32)
     plain = copy.deepcopy(model)
@@ -292,7 +296,7 @@ def test_beta_chooses_what_may_go() -> None:
     ({"flops": 0.5, "params": 0.5}, "one budget"),
     ({"nu": float("nan")}, "finite"),
     ({"alpha": 2}, "alpha"),
-    ({"warmup": 0.8}, "warmup < end"),
+    ({"warmup": 0.8}, "warmup <= layers <= units < end"), ({"layers": 0.3, "units": 0.2}, "warmup <= layers"),
     ({"estimator": "magic"}, "estimator"),
 ])  # fmt: skip
 def test_bad_options(options, sentence) -> None:

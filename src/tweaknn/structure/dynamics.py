@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .cost import CostModel
+from .schedule import Window
 from .settings import Settings
 
 FAST, SLOW = 0.95, 0.98
@@ -38,7 +39,7 @@ class State:
 
     @classmethod
     def new(cls, n: int, settings: Settings, device: torch.device | str = "cpu") -> State:
-        theta = torch.full((n,), settings.theta0, dtype=torch.float64, device=device)
+        theta = torch.ones(n, dtype=torch.float64, device=device)
         zero = torch.zeros_like(theta)
         on, off, n_on, n_off, m, s, v, still = (zero.clone() for _ in range(8))
         return cls(theta, on, off, n_on, n_off, m, s, v, still, math.log(max(settings.nu, 1e-12)))
@@ -136,36 +137,16 @@ def drive(
     return d.clamp(-CLIP, CLIP)
 
 
-def phase(settings: Settings, step: int) -> tuple[float, float, bool]:
-    """``(ramp, progress, moving)`` at a step: the price's ramp, the concave term's, and whether ``theta`` moves."""
-    start, end = settings.warmup * settings.steps, settings.end * settings.steps
-    if step < start:
-        return 0.0, 0.0, False
-    along = (step - start) / max(end - start, 1.0)
-    progress = min(1.0, max(0.0, 2 * along - 1))  # gates move first and decide in the second half
-    ramp = 1.0 if settings.budget is not None else min(1.0, along / 0.3)  # a controller paces the descent itself
-    return ramp, progress, True
-
-
-def desired(settings: Settings, step: int, start: float, target: float) -> float:
-    """The budget's fraction wanted after ``step``: from ``start`` down to ``target`` at 85 % of the pruning phase."""
-    a, b = settings.warmup * settings.steps, settings.end * settings.steps
-    along = min(1.0, (step + 1 - a) / max(0.85 * (b - a), 1.0))
-    return start + (target - start) * along
-
-
 def control(
-    state: State, settings: Settings, r: Tensor, prices: Tensor, now: Tensor, metric: Tensor, change: float,
-    progress: float, active: Tensor, scale: float,
+    state: State, window: Window, settings: Settings, r: Tensor, prices: Tensor, now: Tensor, metric: Tensor,
+    change: float, progress: float, moving: Tensor, scale: float, first: bool,
 ) -> float:  # fmt: skip
     """The ``log nu`` for which one step changes the budgeted fraction by ``change`` (to first order).
 
     ``metric`` is that fraction's gradient. The predicted change falls as ``nu`` grows, so bisection finds it; the
     answer is smoothed with the previous one.
     """
-    speed = max(1.0, settings.speed * settings.steps)
     middle = math.log(scale)
-    first = state.step <= settings.warmup * settings.steps + 1
     low, high, halvings = middle - 7.0, middle + 7.0, 14
     if not first:  # it moves slowly: a unit around the last answer is plenty
         near = min(max(state.log_nu, low + 1.0), high - 1.0)
@@ -173,8 +154,8 @@ def control(
     for _ in range(halvings):
         mid = 0.5 * (low + high)
         d = drive(state, settings, r, prices, now, math.exp(mid), 1.0, progress, scale)
-        moved = (state.theta - d / speed).clamp(0.0, 1.0) - state.theta
-        if float((metric * moved * active).sum()) > change:
+        moved = (state.theta - d / pace(window, settings)).clamp(0.0, 1.0) - state.theta
+        if float((metric * moved * moving).sum()) > change:
             low = mid
         else:
             high = mid
@@ -182,22 +163,39 @@ def control(
     return found if first else 0.5 * (state.log_nu + found)
 
 
+def pace(window: Window, settings: Settings) -> float:
+    """Steps in which a unit drive moves ``theta`` by one."""
+    return max(1.0, settings.speed * (window.end - window.start))
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What the controller steers to: ``metric`` (``flops`` or ``params``) from ``start`` to ``target`` in a window."""
+
+    metric: str
+    start: float
+    target: float
+    fraction: float
+
+
 def advance(
-    state: State, settings: Settings, cost: CostModel, prices: Tensor, active: Tensor, *, budget: str | None = None,
-    start: float = 1.0, target: float = 1.0, fraction: float = 1.0, family: Tensor | None = None,
+    state: State, settings: Settings, window: Window, cost: CostModel, prices: Tensor, moving: Tensor, *,
+    budget: Budget | None = None, family: Tensor | None = None,
 ) -> None:  # fmt: skip
-    """One step on ``state.theta`` in place. ``active`` marks gates that may move (bool)."""
-    ramp, progress, moving = phase(settings, state.step)
-    if moving:
+    """One step on ``state.theta`` in place. ``moving`` marks the gates of this window that may move (bool)."""
+    ramp, progress, go = window.phase(state.step, ramped=budget is None)
+    if go:
         now = cost.gradient(state.theta)
-        r = shrunk(state, prices, active, family if settings.shrink else None, settings.estimator)
-        scale = spread(r, prices, active)
+        r = shrunk(state, prices, moving, family if settings.shrink else None, settings.estimator)
+        scale = spread(r, prices, moving)
         if budget is not None:
-            metric = cost.params_gradient(state.theta) if budget == "params" else cost.flops_gradient(state.theta)
-            change = desired(settings, state.step, start, target) - fraction
-            state.log_nu = control(state, settings, r, prices, now, metric, change, progress, active, scale)
+            metric = cost.params_gradient(state.theta) if budget.metric == "params" else cost.flops_gradient(state.theta)
+            change = window.desired(state.step, budget.start, budget.target) - budget.fraction
+            first = not window.phase(state.step - 1, False)[2]
+            state.log_nu = control(
+                state, window, settings, r, prices, now, metric, change, progress, moving, scale, first
+            )
         d = drive(state, settings, r, prices, now, math.exp(state.log_nu), ramp, progress, scale)
-        speed = max(1.0, settings.speed * settings.steps)
-        state.theta = torch.where(active, (state.theta - d / speed).clamp(0.0, 1.0), state.theta)
+        state.theta = torch.where(moving, (state.theta - d / pace(window, settings)).clamp(0.0, 1.0), state.theta)
     state.still = torch.where(state.theta <= 0.01, state.still + 1, torch.zeros_like(state.still))
     state.step += 1

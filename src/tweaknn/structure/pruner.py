@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import math
 import warnings
@@ -22,34 +21,20 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..errors import InputError, ModelError
-from . import dynamics
+from . import dynamics, history, resume
 from .analyse import analyse, keep_working
 from .cost import CostModel
 from .gating import Gate
 from .latency import LatencyBudget
 from .plan import Plan
-from .rounding import settle, smallest, undecided_share
+from .rounding import settle, settle_branches, smallest, undecided_share
+from .schedule import LAYERS, layers_target, windows
 from .settings import Settings
 from .surgery import cut
+from .wrapping import bare, world
 
-SNAPSHOTS = 80
 PATIENCE_NAN = 50
-
-
-def bare(model: nn.Module) -> nn.Module:
-    """The user's module inside DistributedDataParallel, DataParallel and torch.compile."""
-    while True:
-        if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
-            model = model.module
-        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
-            model = model._orig_mod  # type: ignore[assignment]
-        else:
-            return model
-
-
-def _world() -> int:
-    dist = torch.distributed
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+DECIDED = 0.02
 
 
 class ComplexityAware:
@@ -104,19 +89,24 @@ class ComplexityAware:
         alone = families.max(initial=-1) + 1 + np.arange(len(self.plan.blocks))
         self.family = torch.from_numpy(np.concatenate([families, alone]).astype(np.int64)).to(device)
         self.active = self.prices > 1e-15  # beta of 0 or 1 leaves layers or units alone
-        self.state.theta[~self.active] = 1.0
+        self.is_unit = torch.arange(n, device=device) < self.plan.n_units
+        self.windows = windows(s, bool((self.active & ~self.is_unit).any()), bool((self.active & self.is_unit).any()))
+        self._window = 0  # the one that is open, or the next
+        self._open = False
         self.history: list[dict[str, Any]] = []
         self.finished = False
         self.undecided: float | None = None
+        self._wavered = 0.0
         self.skipped = 0
         self._astray = 0
         self._kind, self._target = self._check_budget()
         self.latency = LatencyBudget(self.model, example, s.latency) if s.latency is not None else None
-        self._start = self._fraction(self.state.theta)
+        self._start = 1.0
         z = torch.ones(n + 1, device=device, dtype=first.dtype if first.dtype.is_floating_point else torch.float32)
         z.requires_grad_(True)
         z.register_hook(self._unscale)
         self.gate: Gate | None = Gate(self.model, self.plan, z)
+        self._begin()
         self._sample()
 
     # ---- budgets -----------------------------------------------------------------------------------------------
@@ -149,11 +139,11 @@ class ComplexityAware:
         if self.gate is None:
             return
         theta = self.state.theta
-        u = torch.rand(theta.shape[0], generator=self.generator, dtype=torch.float64).to(theta.device)
-        drawn = u < theta
-        if self.settings.share < 1:
-            play = torch.rand(theta.shape[0], generator=self.generator, dtype=torch.float64).to(theta.device)
-            drawn = torch.where(play < self.settings.share, drawn, theta >= 0.5)
+        u, play = torch.rand((2, len(theta)), generator=self.generator, dtype=torch.float64).to(theta.device)
+        # The trapezoid needs both end points, however they are drawn; branches have too few gates and too little time
+        # for a rare end to be seen often enough by itself.
+        chance = torch.where(self.is_unit, theta, theta.clamp(0.25, 0.75)) if self.settings.estimator == "trapezoid" else theta
+        drawn = torch.where(self._moving() & (play < self.settings.share), u < chance, theta >= 0.5)
         with torch.no_grad():
             z = self.gate.z
             z[:-1] = drawn.to(z.dtype)
@@ -175,58 +165,125 @@ class ComplexityAware:
             self.state.step += 1
             return False
         z = self.gate.z
+        if not self._open:  # between windows
+            z.grad = None
+            self.state.step += 1
+            return self._begin() or self._resample()
         if z.grad is None:
             raise ModelError("step() found no gradient on the gates: call it after loss.backward(), once per step")
         g = z.grad[:-1].detach().to(torch.float64)
         z.grad = None
-        if _world() > 1:
+        if world() > 1:
             torch.distributed.all_reduce(g)
-            g /= _world()
+            g /= world()
         if not bool(torch.isfinite(g).all()):  # an overflow of mixed precision, or the loop's own trouble
-            self.skipped += 1
-            self._astray += 1
-            if self._astray >= PATIENCE_NAN:
-                raise ModelError(
-                    f"the gates' gradients were NaN or infinite for {self._astray} steps, up to step {self.state.step + 1}: "
-                    "the loss has diverged; lower the learning rate"
-                )
+            self._stray()
             self.state.step += 1
-            self._sample()
-            return False
-        self._astray = 0
-        delta = dynamics.estimate(self.state, g, z.detach()[:-1], self.settings.estimator)
-        dynamics.remember(self.state, delta, self.settings.estimator)
-        fraction = self._fraction(self.state.theta)
-        dynamics.advance(
-            self.state, self.settings, self.cost, self.prices, self.active, budget=self._kind, start=self._start,
-            target=self._target, fraction=fraction, family=self.family,
-        )  # fmt: skip
-        self._note(fraction)
+        else:
+            self._astray = 0
+            delta = dynamics.estimate(self.state, g, z.detach()[:-1], self.settings.estimator)
+            dynamics.remember(self.state, delta, self.settings.estimator)
+            fraction = self._fraction(self.state.theta)
+            dynamics.advance(
+                self.state, self.settings, self.windows[self._window], self.cost, self.prices, self._moving(),
+                budget=self._budget(fraction), family=self.family,
+            )  # fmt: skip
+            history.note(self)
         smaller = self._prune()
-        if not self.finished:
-            self._sample()
+        self._resample()
         return smaller
 
-    def _note(self, fraction: float) -> None:
-        step, s = self.state.step, self.settings
-        gap = max(1, int(s.end * s.steps) // SNAPSHOTS)
-        if step % gap == 0:
-            flops, params = self.cost.fractions(self.state.theta)
-            self.history.append(
-                {"step": step, "nu": math.exp(self.state.log_nu), "flops": flops, "params": params}
-                | {"theta": self._by_layer()}
+    def _resample(self) -> bool:
+        if not self.finished:
+            self._sample()
+        return False
+
+    def _stray(self) -> None:
+        self.skipped += 1
+        self._astray += 1
+        if self._astray >= PATIENCE_NAN:
+            raise ModelError(
+                f"the gates' gradients were NaN or infinite for {self._astray} steps, up to step {self.state.step + 1}: "
+                "the loss has diverged; lower the learning rate"
             )
 
-    def _by_layer(self) -> dict[str, float]:
-        """Mean ``theta`` of every layer's units, and every branch's, by name."""
+    # ---- windows -----------------------------------------------------------------------------------------------
+    def _moving(self) -> Tensor:
+        """Gates (bool) whose time it is."""
+        if not self._open:
+            return torch.zeros_like(self.active)
+        return self.active & (~self.is_unit if self.windows[self._window].kind == LAYERS else self.is_unit)
+
+    def _aim(self) -> float:
+        """The budgeted fraction the open window ends at."""
+        if self._window + 1 < len(self.windows):
+            return layers_target(self._target, self.settings.beta)
+        return self._target
+
+    def _budget(self, fraction: float) -> dynamics.Budget | None:
+        if self._kind is None:
+            return None
+        return dynamics.Budget(self._kind, self._start, self._aim(), fraction)
+
+    def _begin(self) -> bool:
+        """Open the next window if it is time. True if that ended the pruning, there being nothing left to do."""
+        if self._window >= len(self.windows):
+            return self._finish()
+        if self.state.step < self.windows[self._window].start:
+            return False
+        if self._kind is not None and self.measure(self.possible, self._kind) <= self._aim() * (1 + 0.5 * self.settings.tolerance):
+            return self._decide()
+        self._open = True
+        self.state.theta[self._moving()] = self.settings.theta0
+        self._start = self._fraction(self.state.theta)
+        return False
+
+    def _decide(self) -> bool:
+        """Close the open window: its gates become 0 or 1. True if the network got smaller."""
         theta = self.state.theta.cpu().numpy()
-        groups: dict[str, list[float]] = {}
-        for i, name in enumerate(self.plan.unit_names):
-            groups.setdefault(name.rsplit(":", 1)[0], []).append(theta[i])
-        out = {name: round(float(np.mean(v)), 4) for name, v in groups.items()}
-        for b, block in enumerate(self.plan.blocks):
-            out[f"branch {block.name}"] = round(float(theta[self.plan.n_units + b]), 4)
-        return out
+        moving = self._moving().cpu().numpy()
+        self._wavered += undecided_share(theta[moving]) * float(moving.sum())
+        last = self._window + 1 >= len(self.windows)
+        if last:
+            self._open = False
+            return self._finish()
+        alive = (theta >= 0.5) & self.possible
+        if self._kind is not None and self._open:
+            alive = self._settle_branches(theta)
+        alive = self._working(alive)
+        smaller = bool((alive != self.possible).any())
+        self._close(alive)
+        self._open = False
+        self._window += 1
+        self.state.theta = torch.from_numpy(self.possible.astype(np.float64)).to(self.state.theta.device)
+        if world() > 1 or not smaller:
+            return False
+        self._remeasure()
+        self.operate()
+        return True
+
+    def _settle_branches(self, theta: np.ndarray) -> np.ndarray:
+        """Branches to keep for the budget; a latency is measured, and met from above."""
+        for attempt in range(5):
+            alive = settle_branches(
+                self.plan, theta, self._worth(), self.possible, aim=self._aim(), floor=self._target,
+                measure=lambda a: self.measure(a, self._kind or "flops"),
+            )  # fmt: skip
+            if self.latency is None or attempt == 4:
+                break
+            if self.latency.measure(self, alive) >= self.latency.target * (1 - self.settings.tolerance):
+                break
+            self._target = max(self._target, self.latency.flops())
+        return alive
+
+    def _worth(self) -> np.ndarray:
+        """Loss saved per price, by gate."""
+        return (-self.state.s / self.prices.clamp(min=1e-12)).cpu().numpy()
+
+    def _remeasure(self) -> None:
+        if self.latency is not None:
+            self.latency.measure(self, self.possible)
+            self._target = self.latency.flops()
 
     # ---- pruning -----------------------------------------------------------------------------------------------
     def _closed(self) -> np.ndarray:
@@ -234,33 +291,37 @@ class ComplexityAware:
         st, s = self.state, self.settings
         scale = (math.exp(st.log_nu) * self.prices).clamp(min=1e-12)
         pull = self.cost.gradient(st.theta) / self.prices.clamp(min=1e-12)
-        due = (st.still >= max(1, s.patience)) & (st.s / scale + pull > 0) & self.active
+        window = self.windows[self._window]
+        patience = max(1, min(s.patience, (window.end - window.start) // 10))
+        due = (st.still >= patience) & (st.s / scale + pull > 0) & self.active
         if s.attraction:
             from .attraction import inside
 
             due &= inside(self)
-        return due.cpu().numpy()
+        return (due & self._moving()).cpu().numpy()
 
     def _prune(self) -> bool:
-        s, step = self.settings, self.state.step
-        last = step >= s.end * s.steps
+        s, step, window = self.settings, self.state.step, self.windows[self._window]
+        last = step >= window.end
         if not last and (s.every == 0 or step % s.every):
             return False
         alive = self._working(self.possible & ~self._closed())
-        if not last and self._kind is not None and self.state.step > s.warmup * s.steps:
-            open_gates = self._working(self.possible & (self.state.theta.cpu().numpy() > 0.01))
-            reached = self.measure(open_gates, self._kind) <= self._target * (1 + 0.5 * s.tolerance)
-            last = reached or self.measure(alive, self._kind) < self._target  # several closing at once must not overshoot
+        if not last and self._kind is not None and window.phase(step, False)[2]:
+            theta = self.state.theta.cpu().numpy()
+            reached = self.measure(self._working(self.possible & (theta > 0.01)), self._kind) <= self._aim() * (1 + 0.5 * s.tolerance)
+            last = reached and undecided_share(theta[self._moving().cpu().numpy()]) <= 0.5 * DECIDED
         if last:
-            return self._finish()
+            return self._decide()
+        if self._kind is not None and window.kind == LAYERS:
+            return False  # branches are few: which go together is settled once
+        if self._kind is not None and self.measure(alive, self._kind) < self._aim():
+            return False  # several closing at once must not overshoot: the end of the window settles it
         if (alive == self.possible).all():
             return False
         self._close(alive)
-        if _world() > 1:
+        if world() > 1:
             return False
-        if self.latency is not None:
-            self.latency.measure(self, self.possible)
-            self._target = self.latency.flops()
+        self._remeasure()
         self.operate()
         return True
 
@@ -285,25 +346,37 @@ class ComplexityAware:
     def _finish(self) -> bool:
         """Every gate becomes 0 or 1; the share that had not decided by itself is kept in ``undecided``."""
         theta = self.state.theta.cpu().numpy()
-        self.undecided = undecided_share(theta)
-        worth = (-self.state.s / self.prices.clamp(min=1e-12)).cpu().numpy()
+        if self._open:
+            moving = self._moving().cpu().numpy()
+            self._wavered += undecided_share(theta[moving]) * float(moving.sum())
+        self.undecided = self._wavered / max(1, self.original.n_gates)
         target = self._target if self._kind is not None else None
-        alive = self.latency.settle(self, theta, worth) if self.latency is not None else settle(
-            self.original, theta, worth, self.possible, target=target,
+        alive = self.latency.settle(self, theta, self._worth()) if self.latency is not None else settle(
+            self.original, theta, self._worth(), self.possible, target=target,
             measure=lambda a: self.measure(a, self._kind or "flops"), tolerance=self.settings.tolerance,
         )  # fmt: skip
+        self._say_what_was_reached(alive)
         if (alive == smallest(self.plan)).all():
             warnings.warn("every gate closed: this is the smallest working network; use a smaller nu", stacklevel=4)
         self._close(alive)
         self.state.theta = torch.from_numpy(self.possible.astype(np.float64)).to(self.state.theta.device)
         self.finished = True
-        self.history.append({"step": self.state.step, "nu": math.exp(self.state.log_nu), "theta": self._by_layer()}
-                            | dict(zip(("flops", "params"), self.cost.fractions(self.state.theta))))  # fmt: skip
-        if _world() > 1:
+        history.note(self, always=True)
+        if world() > 1:
             self._sample()
             return False
         self.operate()
         return True
+
+    def _say_what_was_reached(self, alive: np.ndarray) -> None:
+        if self._kind is None or self.latency is not None:
+            return
+        reached = self.measure(alive, self._kind)
+        if abs(reached / self._target - 1) > self.settings.tolerance:
+            warnings.warn(
+                f"{self._kind} {self._target:g} was not met exactly: the nearest the gates of this network give is "
+                f"{reached:.3g} of the full one's", stacklevel=5,
+            )  # fmt: skip
 
     def operate(self) -> nn.Module:
         """Cut closed gates out now; returns the network (the same object)."""
@@ -344,20 +417,7 @@ class ComplexityAware:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to go on exactly: load it into a new pruner of the full model *before* the model's own."""
-        return {
-            "settings": self.settings.to_dict(),
-            "gates": {k: v.detach().cpu().clone() for k, v in self.state.tensors().items()},
-            "log_nu": self.state.log_nu,
-            "step": self.state.step,
-            "possible": torch.from_numpy(self.possible.copy()),
-            "active": self.active.cpu().clone(),
-            "generator": self.generator.get_state(),
-            "z": self.gate.z.detach().cpu().clone() if self.gate is not None else None,
-            "finished": self.finished,
-            "undecided": self.undecided,
-            "target": self._target,
-            "history": copy.deepcopy(self.history),
-        }
+        return resume.state_of(self)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Cut the model to the saved structure and take the gates up where they were.
@@ -365,24 +425,4 @@ class ComplexityAware:
         Raises:
             InputError: the state belongs to another network or to other settings.
         """
-        if len(state["possible"]) != self.plan.n_gates:
-            raise InputError(f"the saved gates ({len(state['possible'])}) are not this network's ({self.plan.n_gates})")
-        if state["settings"] != self.settings.to_dict():
-            differ = [k for k, v in self.settings.to_dict().items() if state["settings"].get(k) != v]
-            raise InputError(f"the saved run used other settings: {', '.join(differ)}; resume with the same")
-        device = self.prices.device
-        for name, value in state["gates"].items():
-            setattr(self.state, name, value.to(device).clone())
-        self.state.log_nu, self.state.step = state["log_nu"], state["step"]
-        self.possible = state["possible"].numpy().copy()
-        self.active = state["active"].to(device).clone()
-        self.finished, self.undecided = state["finished"], state["undecided"]
-        self._target = state["target"]
-        self.history = copy.deepcopy(state["history"])
-        self.generator.set_state(state["generator"])
-        if not self.possible.all() and (_world() == 1 or self.finished):
-            self.operate()
-        if self.gate is not None and state["z"] is not None:
-            with torch.no_grad():
-                self.gate.z.copy_(state["z"])
-                self.gate.z_eval[:-1] = (self.state.theta >= 0.5).to(self.gate.z_eval.dtype)
+        resume.restore(self, state)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
@@ -59,6 +60,56 @@ def settle(
     if low <= measure(alive) <= high:
         return alive
     return _from_above(plan, alive, score, possible, target, measure, tolerance)
+
+
+def streams(plan: Plan) -> np.ndarray:
+    """The residual stream every branch adds to, shape ``(n_branches,)``: branches whose outputs share gates share it.
+
+    Streams without gates (under a layer norm) are told apart by their width.
+    """
+    families = plan.families()
+    found: list[tuple[str, int]] = []
+    for block in plan.blocks:
+        last = [o for o in plan.ops if block.holds(o.module)]
+        out = next((o.out_map for o in reversed(last) if o.module == block.name), last[-1].out_map if last else np.zeros(0, int))
+        gates = out[out >= 0]
+        found.append(("family", int(families[gates[0]])) if len(gates) else ("width", len(out)))
+    return np.array([found.index(f) for f in found], dtype=np.int64)
+
+
+def settle_branches(
+    plan: Plan, theta: np.ndarray, worth: np.ndarray, possible: np.ndarray, *, aim: float, floor: float,
+    measure: Callable[[np.ndarray], float],
+) -> np.ndarray:  # fmt: skip
+    """Branches to keep (with every unit in them) so that ``measure`` comes nearest to ``aim`` (in logarithms).
+
+    Branches close in the order of ``theta``, the last one on a residual stream after all that have company: branches
+    on one stream can stand in for each other, the last one is all that computes at its width and resolution, which
+    estimates taken while the others were still there do not show. One that would take the network below ``floor``, the
+    budget itself, or further from ``aim`` is passed over, unless units could not reach the budget without it.
+    """
+    alive, stream = possible.copy(), streams(plan)
+    left = [int(i) for i in np.flatnonzero(possible[plan.n_units :])]
+
+    def off(value: float) -> float:
+        return abs(np.log(max(value, 1e-12) / aim))
+
+    def lowest(gates: np.ndarray) -> float:
+        only = gates.copy()
+        only[: plan.n_units] = False
+        return measure(keep_working(replace(plan, branches_go=False), only, possible, theta))
+
+    while left:
+        company = np.bincount(stream[np.flatnonzero(alive[plan.n_units :])], minlength=len(stream))
+        b = min(left, key=lambda i: (company[stream[i]] < 2, round(theta[plan.n_units + i], 3), worth[plan.n_units + i]))
+        left.remove(b)
+        fewer = _flip(alive, plan.n_units + b)
+        value = measure(fewer)
+        nearer = value >= floor and off(value) <= off(measure(alive))
+        stuck = lowest(alive) > 0.8 * floor and value > 0.8 * floor
+        if nearer or stuck:
+            alive = fewer
+    return alive
 
 
 def _from_above(

@@ -19,8 +19,10 @@ class Settings:
     nu: accuracy against size: the loss (nats) one would pay for 100 % of the complexity. Ignored with a budget.
     alpha: 1 counts FLOPs only, 0 parameters only. beta: 0 units only, 1/2 both, 1 layers only.
     flops, params, latency: a budget, as a fraction of the full network's; at most one of them.
-    warmup: fraction of the run with ``theta`` fixed at ``theta0``. end: fraction at which every gate is 0 or 1.
-    speed: the fraction of the run in which a unit drive moves ``theta`` by one (``T`` of section 4, as a fraction).
+    warmup: fraction of the run before any gate opens. Branches decide between it and ``layers`` (default a quarter of
+    ``end``), units between ``units`` (default a quarter of ``end``) and ``end``, the fraction at which every gate is 0 or 1.
+    theta0: where gates start when their time comes; before, they are 1.
+    speed: the fraction of such a window in which a unit drive moves ``theta`` by one (``T`` of section 4).
     share: the share of gates sampled in a step, the others being where they would be rounded to.
     rho: weight of the concave term. kappa: caution about noisy estimates. patience: steps a gate stays at 0 before
     it is pruned. every: steps between surgeries; 0 leaves surgery to ``compact``.
@@ -29,13 +31,15 @@ class Settings:
     steps: int
     nu: float = 1.0
     alpha: float = 0.5
-    beta: float = 0.75
+    beta: float = 0.5
     flops: float | None = None
     params: float | None = None
     latency: float | None = None
-    warmup: float = 0.04
-    end: float = 0.18
-    speed: float = 0.04
+    warmup: float = 0.02
+    layers: float | None = None
+    units: float | None = None
+    end: float = 0.4
+    speed: float = 0.25
     theta0: float = 0.9
     share: float = 0.25
     rho: float = 3.0
@@ -62,13 +66,27 @@ class Settings:
         for name in budgets:
             value = getattr(self, name)
             need(0 < value <= 1, f"{name} is a fraction of the full network's and must lie in (0, 1], got {value}")
-        need(0 <= self.warmup < self.end <= 1, f"0 <= warmup < end <= 1 must hold, got {self.warmup} and {self.end}")
+        times = (self.warmup, self.layers_end, self.units_start, self.end)
+        need(
+            0 <= times[0] <= times[1] <= times[2] < times[3] <= 1,
+            "0 <= warmup <= layers <= units < end <= 1 must hold, got " + ", ".join(f"{t:g}" for t in times),
+        )
         need(0 < self.theta0 <= 1, f"theta0 must lie in (0, 1], got {self.theta0}")
         need(0 < self.share <= 1, f"share must lie in (0, 1], got {self.share}")
         need(self.speed > 0, f"speed must be above 0, got {self.speed}")
         need(self.estimator in ESTIMATORS, f"estimator must be one of {', '.join(ESTIMATORS)}, got {self.estimator!r}")
         need(self.rho >= 0 and self.kappa >= 0, "rho and kappa must be at least 0")
         need(self.patience >= 0 and self.every >= 0, "patience and every must be at least 0")
+
+    @property
+    def layers_end(self) -> float:
+        """Fraction of the run at which branches are decided."""
+        return 0.25 * self.end if self.layers is None else self.layers
+
+    @property
+    def units_start(self) -> float:
+        """Fraction of the run at which units' gates open."""
+        return 0.25 * self.end if self.units is None else self.units
 
     @property
     def budget(self) -> tuple[str, float] | None:
