@@ -63,6 +63,7 @@ def judged(candidate: Candidate, setting: Setting, test: PooledTable) -> dict[st
         "validation": candidate.point.value - candidate.point.base_value,
         "validation_overall": candidate.point.overall - candidate.point.base_overall,
         "validation_nll": c_nll(candidate, setting),
+        "log_loss": candidate.notes.get("log_loss"),
         "gain": float(np.nanmean(c.tweaked.per_class[targets] - c.base.per_class[targets])),
         "overall": c.tweaked.overall - c.base.overall,
         "E": c.E,

@@ -24,8 +24,11 @@ LEAST = 200
 LARGEST = 250_000
 """Parameters an AAN takes at most unless it is asked for more: beyond, the limit of a delta holds."""
 
-WORK = 2e11
-"""Multiply-adds of training (rows x epochs x parameters) that choosing a size may take beside the first one."""
+WORK = 1e11
+"""Multiply-adds of training (rows x epochs x parameters) within which further settings are tried."""
+
+SMALL = 32
+"""Hidden neurons of the smaller net that is tried."""
 
 
 @dataclass(frozen=True)
@@ -87,22 +90,25 @@ def aan(setting: Setting, name: str = "aan", choice: AANChoice | None = None, ro
     hidden = choice.preset[1] if choice.preset else choice.hidden
     _check_room(setting, len(columns), hidden, groups, room)
     validation = (held.features[:, columns], held.logits, held.labels)
-    best: tuple[float, AANFit] | None = None
-    first, others = _tried(setting, hidden if isinstance(hidden, int) else None, room, len(columns))
+    best: tuple[float, AANSettings, AANFit] | None = None
     spent = 0.0
-    for settings in (first, *others):
+    first = _settings(setting, hidden if isinstance(hidden, int) else None, room)
+    for change in ({}, {"damping": 1.0}, {"hidden": SMALL}):
+        if change.get("hidden") and (hidden is not None or best is None or best[2].b1.size <= SMALL):
+            continue
+        settings = replace(first if best is None else best[1], **change)
         found = fit_aan(
             inputs.features, inputs.logits, inputs.labels, settings,
             groups=groups, validation=validation, views=inputs.views,
         )  # fmt: skip
         loss = negative_log_likelihood(found.logits(validation[0], held.logits), held.labels)
         if best is None or loss < best[0]:
-            best = (loss, found)
+            best = (loss, settings, found)
         spent += len(inputs.labels) * (1 + len(inputs.views)) * len(found.history) * found.parameters
-        if spent > WORK / 2:
+        if 2 * spent > WORK:
             break
     assert best is not None
-    loss, found = best
+    loss, _, found = best
     logits = found.logits(validation[0], held.logits)
     delta = replace(setting.frame, terms=terms_of(found, inputs), bias=torch.from_numpy(found.bias), kind=name)
     notes = {
@@ -112,18 +118,13 @@ def aan(setting: Setting, name: str = "aan", choice: AANChoice | None = None, ro
     return Made(delta, logits, notes)
 
 
-def _tried(setting: Setting, hidden: int | None, room: int, f: int) -> tuple[AANSettings, list[AANSettings]]:
-    """The first settings, and the others in the order in which they are tried."""
-    n = len(setting.train.labels)
-    batch = int(np.clip(n // 40, 32, 1024))
-    epochs = int(np.clip(200_000 // max(n, 1), 5, 20))  # small data: more passes, ended by validation
-    base = AANSettings(
-        seed=setting.seed, batch=batch, rate=3e-3 * (batch / 1024) ** 0.5, hidden=hidden, parameters=room, epochs=epochs
-    )
-    others = [replace(base, damping=1.0)]
-    if hidden is None:
-        others += [replace(base, hidden=32), replace(base, hidden=32, damping=1.0)]
-    return base, others
+def _settings(setting: Setting, hidden: int | None, room: int) -> AANSettings:
+    """Small data: small batches and more epochs, which validation ends."""
+    rows = len(setting.train.labels) * (1 + len(setting.train.views))
+    batch = int(np.clip(rows // 40, 64, 1024))
+    epochs = int(np.clip(200_000 // max(rows, 1), 5, 20))
+    rate = 3e-3 * (batch / 1024) ** 0.5
+    return AANSettings(seed=setting.seed, batch=batch, rate=rate, hidden=hidden, parameters=room, epochs=epochs)
 
 
 def _columns(train: PooledTable, choice: AANChoice, room: int) -> np.ndarray:

@@ -43,7 +43,9 @@ class Made:
 
 def bias_alone(setting: Setting) -> Candidate:
     """Control: nothing but a constant on each logit."""
-    return settle(setting, "bias", replace(setting.frame, kind="bias"), setting.validation.logits)
+    held = setting.validation
+    loss = negative_log_likelihood(held.logits, held.labels)
+    return settle(setting, "bias", replace(setting.frame, kind="bias"), held.logits, log_loss=loss)
 
 
 def linear(
@@ -68,7 +70,7 @@ def fitted(
     its L2 chosen by the log loss on validation.
 
     Where there are more columns than the delta's size or :data:`WIDEST` allow, the :func:`strongest` of them. The best L2 at the
-    weaker end of ``grid`` is followed once further.
+    weaker end of ``grid`` is followed once further. Augmented views are further examples.
 
     Args:
         scale: one number a column of the table, see :class:`~tweaknn.fit.convex.LogisticProblem`.
@@ -78,13 +80,15 @@ def fitted(
     # a class without training examples gets nothing: its best bias would be minus infinity
     present = np.bincount(train.labels, minlength=train.logits.shape[1]) > 0
     columns = affordable(setting, columns, int(present.sum()))
+    views = [(train.features, train.logits), *train.views]
+    copies = len(views)
     problem = LogisticProblem(
-        train.features[:, columns],
-        train.logits,
-        train.labels,
+        np.concatenate([x[:, columns] for x, _ in views]) if copies > 1 else train.features[:, columns],
+        np.concatenate([z for _, z in views]),
+        np.tile(train.labels, copies),
         mask=None if present.all() else present,
         scale=None if scale is None else scale[columns],
-        sample_weight=sample_weight,
+        sample_weight=None if sample_weight is None else np.tile(sample_weight, copies),
     )
     features = held.features[:, columns]
 

@@ -99,11 +99,12 @@ def means(table: PooledTable) -> np.ndarray:
 
 
 def columns_of(table: PooledTable, columns: np.ndarray) -> PooledTable:
-    """Some (sorted) columns of a table."""
+    """Some (sorted) columns of a table and of its views."""
     if len(columns) == table.features.shape[1]:
         return table
     reads = tuple(pick(table.reads, columns))
-    return replace(table, features=np.ascontiguousarray(table.features[:, columns]), reads=reads)
+    views = tuple((np.ascontiguousarray(x[:, columns]), z) for x, z in table.views)
+    return replace(table, features=np.ascontiguousarray(table.features[:, columns]), reads=reads, views=views)
 
 
 def retrained(join: SynapticJoin, setting: Setting, reader: Reader, train: Any, validation: Any) -> list[Candidate]:

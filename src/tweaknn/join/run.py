@@ -16,6 +16,7 @@ from tweaknn.delta import Delta
 from tweaknn.errors import InputError, NothingHelps
 from tweaknn.join.aans import AANChoice
 from tweaknn.join.candidates import CONTROLS
+from tweaknn.join.choice import ordered
 from tweaknn.join.diagnosis import names_of, worst_classes
 from tweaknn.join.methods import METHODS, check_method, retrained, table_candidates
 from tweaknn.join.promise import Promise, class_position
@@ -323,17 +324,7 @@ def conclude(
     candidates: Sequence[Candidate], setting: Setting, warnings: list[str], settings: dict[str, Any]
 ) -> JoinResult:
     """Order candidates by what they do for the targets on validation and hand over the best, if it helps."""
-
-    def merit(candidate: Candidate) -> tuple[bool, float, float, int]:
-        point = candidate.point
-        return (
-            point.feasible,
-            round(point.value, 12),
-            candidate.comparison.tweaked.overall,
-            -candidate.delta.parameters,
-        )
-
-    ranked = sorted(candidates, key=merit, reverse=True)
+    ranked = ordered(candidates, setting)
     best = ranked[0]
     targets = [setting.classes[j] for j in setting.targets]
     helps = best.point.feasible and best.point.value > best.point.base_value + 1e-12

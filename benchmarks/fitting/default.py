@@ -1,0 +1,84 @@
+"""The default of ``tweaknn join`` beside its controls on eight kinds of networks and data (issue: fit and operate).
+
+    python -m benchmarks.fitting.default --seeds 5 --out benchmarks/results/fit-default.json
+
+For each split of a world's pool: fit on half, choose on a quarter, report on the last quarter, once. The target is the
+worst class of validation (five examples at least), then the three worst together; promise ``floors``. The mean and the
+spread are over splits. ``difference`` is what was handed over less the best control *on the report split itself*: a
+control that nobody could have picked beforehand, so the difference leans against the default; its standard error is
+over splits.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.common import HERE, machine, write
+from benchmarks.fitting.evaluate import judged, setting_of
+from benchmarks.fitting.worlds import WORLDS, world
+from tweaknn.join.candidates import CONTROLS
+from tweaknn.join.methods import table_candidates
+from tweaknn.join.run import conclude
+
+
+def run(name: str, seeds: int, counts: list[int], method: str = "best", rows: int = 20_000, first: int = 0) -> dict[str, Any]:
+    """All splits of one world."""
+    w = world(name)
+    if len(w.table.labels) > rows:  # Shuttle: enough for what is to be shown, all of the rare classes
+        rare = np.isin(w.table.labels, np.flatnonzero(np.bincount(w.table.labels) < 500))
+        some = np.random.default_rng(0).permutation(len(rare))[:rows]
+        w.table = w.table.rows(np.union1d(np.flatnonzero(rare), some))
+    out: dict[str, Any] = {"base_parameters": w.base_parameters, "pass_seconds": w.pass_seconds, "rows": {}}
+    for count in counts:
+        found: list[dict[str, Any]] = []
+        for seed in range(first, first + seeds):
+            began = time.process_time()
+            setting, test = setting_of(w, seed, count, limit=max(250_000, w.base_parameters // 2))
+            candidates = table_candidates(method, setting)
+            result = conclude(candidates, setting, [], {})
+            row = {c.name: judged(c, setting, test) for c in candidates}
+            chosen = row[result.chosen] if result.chosen else {"gain": 0.0, "overall": 0.0, "E": 0.0, "worst_drop": 0.0}
+            best = max(row[name]["gain"] if row[name]["feasible"] else 0.0 for name in CONTROLS)
+            found.append({
+                "seed": seed, "targets": setting.targets, "chosen": result.chosen, "handed over": chosen,
+                "best control": best, "difference": chosen["gain"] - best, "candidates": row,
+                "seconds": time.process_time() - began, "n": len(setting.train.labels),
+                "validation_targets": int(np.isin(setting.validation.labels, setting.targets).sum()),
+            })  # fmt: skip
+        out["rows"][str(count)] = found
+        d = np.array([f["difference"] for f in found])
+        error = d.std(ddof=1) / np.sqrt(len(d)) if len(d) > 1 else float("nan")
+        print(f"{name}, {count} worst: handed over {[f['chosen'] for f in found]}; gain less the best control's "
+              f"{100 * d.mean():+.2f} ± {100 * error:.2f}; {np.mean([f['seconds'] for f in found]):.0f} s each", flush=True)  # fmt: skip
+        for c in found[0]["candidates"]:
+            mean = {k: 100 * np.mean([f["candidates"][c][k] for f in found if c in f["candidates"]])
+                    for k in ("validation", "gain", "overall", "E", "worst_drop", "auroc")}  # fmt: skip
+            print("   " + f"{c:15s} " + "  ".join(f"{k} {v:+6.2f}" for k, v in mean.items()), flush=True)
+    return out
+
+
+def main() -> None:
+    """Run and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--worlds", nargs="*", default=list(WORLDS))
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--first", type=int, default=0, help="the first seed")
+    parser.add_argument("--worst", type=int, nargs="*", default=[1, 3])
+    parser.add_argument("--method", default="best")
+    parser.add_argument("--out", type=Path, default=HERE / "results" / "fit-default.json")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    figures: dict[str, Any] = {"machine": machine(), "settings": {**vars(options), "out": None}, "worlds": {}}
+    for name in options.worlds:
+        figures["worlds"][name] = run(name, options.seeds, options.worst, options.method, first=options.first)
+        write(options.out, figures)
+
+
+if __name__ == "__main__":
+    main()
