@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -12,8 +12,9 @@ from torch import Tensor, fx, nn
 
 from tweaknn.errors import ModelError
 from tweaknn.network import hooks
+from tweaknn.network.inplace import reuse_memory
 from tweaknn.network.layers import choose
-from tweaknn.network.modes import batch_size, call, eval_mode, logits_of, placement, to_model
+from tweaknn.network.modes import batch_size, call, eval_mode, first, logits_of, placement, to_model
 from tweaknn.network.tracing import CannotTrace, Trace, trace
 
 Sink = Callable[[int, Tensor], None]
@@ -60,7 +61,7 @@ class Reader:
             self.how = "fx"
             self.every, self.skipped = traced.every, traced.skipped
             self.layers = choose(layers, traced.known, traced.every)
-            self._module: nn.Module = tapped(traced, [layer.name for layer in self.layers])
+            self._module: nn.Module = tapped(traced, [layer.name for layer in self.layers], first(x, 2))
         except CannotTrace as reason:
             self.how, self.why = "hooks", str(reason)
             found = hooks.survey(model, x)
@@ -129,8 +130,32 @@ class Tap(nn.Module):
         self.sinks.sink(self.k, value)
 
 
-def tapped(traced: Trace, names: Sequence[str]) -> fx.GraphModule:
-    """The traced network with a :class:`Tap` behind each named layer, before any in-place operation can change it."""
+def tapped(traced: Trace, names: Sequence[str], x: Any = None) -> fx.GraphModule:
+    """The traced network with a :class:`Tap` behind each named layer, before any in-place operation can change it.
+
+    x: an input; with it the copy reuses memory where that leaves every bit of the logits as it is.
+    """
+    plain = _tapped(traced, names, reuse=False)
+    if x is None:
+        return plain
+    lean = _tapped(traced, names, reuse=True)
+    with eval_mode(traced.root), torch.inference_mode():
+        outputs = []
+        for module in (plain, lean):
+            with _sinking(module, lambda k, value: None), suppress(RuntimeError):
+                outputs.append(module(x))
+    return lean if len(outputs) == 2 and _equal(*outputs) else plain
+
+
+def _equal(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return all(_equal(a[k], b[k]) for k in a)
+    return all(_equal(u, v) for u, v in zip(a, b)) if isinstance(a, (tuple, list)) else False
+
+
+def _tapped(traced: Trace, names: Sequence[str], reuse: bool) -> fx.GraphModule:
     sinks = threading.local()
     copy = fx.Graph()
     mapping: dict[fx.Node, fx.Node] = {}
@@ -142,6 +167,9 @@ def tapped(traced: Trace, names: Sequence[str]) -> fx.GraphModule:
         module.add_submodule(f"_tweaknn_tap_{k}", Tap(k, sinks))
         with copy.inserting_after(node):
             copy.call_module(f"_tweaknn_tap_{k}", (node,))
+    if reuse:
+        shapes = {mapping[traced.nodes[layer.name]]: layer.shape for layer in traced.every}
+        reuse_memory(copy, dict(module.named_modules()), shapes)
     module.recompile()
     object.__setattr__(module, "_tweaknn_sinks", sinks)
     return module

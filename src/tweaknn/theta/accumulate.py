@@ -9,8 +9,9 @@ import numpy as np
 from tweaknn.theta import kernels
 from tweaknn.theta.blocks import Block
 from tweaknn.theta.relations import Relations
+from tweaknn.theta.sieve import Sieve
 from tweaknn.theta.state import Kept, Own, State, start
-from tweaknn.theta.statistics import fold, keep
+from tweaknn.theta.statistics import fold, keep, no_room
 
 
 class Accumulator:
@@ -27,10 +28,13 @@ class Accumulator:
         c = len(empty.targets)
         self._own = Own.empty(c, block.size, form == "signed") if own else None
         self._filled = 0
+        self._sieve = Sieve(c, block.size, len(empty.peaks)) if budget == 1 and (c > 1 or form == "signed") else None
 
     def load(self, state: State) -> None:
         """Go on from a state (taken over, not copied)."""
         self._state = state
+        if self._sieve is not None:
+            self._sieve = Sieve(len(state.targets), self.block.size, len(state.peaks))
         self._tied, self._mistakes, self._examples = state.tied.copy(), state.mistakes.copy(), state.examples
         self._kept = None if state.kept is None else state.kept.grown(max(1024, len(state.kept)))
         self._filled = 0 if state.kept is None else len(state.kept)
@@ -39,7 +43,11 @@ class Accumulator:
     def fold(self, values: np.ndarray, relations: Relations) -> None:
         """values: ``(n, size of the layer)`` float32, C-contiguous, all of the layer's neurons."""
         state, r = self._state, relations
-        fold(state.peaks, values, self.block.offset, r, state.form)
+        if self._sieve is None:
+            fold(state.peaks, values, self.block.offset, r, state.form)
+        else:
+            self._sieve.fold(tuple(p[0] for p in state.peaks), values, self.block.offset, r)
+            no_room(state.peaks, values, self.block.offset, r, state.form)
         if self._own is not None:
             self._own.fold(values, self.block.offset, r)
         if self._kept is not None and len(r.wrong):

@@ -72,10 +72,19 @@ class Finisher:
     def nothing(self) -> np.ndarray:
         """``(c,)`` bool: no neuron of the class corrects anything (section 3.2.3)."""
         if self._nothing is None:
-            self._nothing = np.ones(len(self.states[0].targets), bool)
+            found = np.zeros(len(self.states[0].targets), bool)
             for b in range(len(self.states)):
-                for counted in self.counted(b):
-                    self._nothing &= ~counted.any(axis=1)
+                state = self.states[b]
+                kept = state.kept
+                if kept is None:
+                    for counted in self.counted(b):
+                        found |= counted.any(axis=1)
+                else:
+                    kernels.corrects(
+                        kept.row, kept.neuron, kept.ratio, len(kept), *state.lowest, self.limits[0], self.limits[-1],
+                        self.taken, self.absolute, found,
+                    )  # fmt: skip
+            self._nothing = ~found
         return self._nothing
 
     def needed(self, b: int) -> tuple[np.ndarray, ...]:
@@ -138,6 +147,12 @@ class Finisher:
             kernels.thresholds(peak[-1, row, neurons[chosen]], self.limits[side, row], self.taken, self.absolute, some)
             out[chosen] = some
         return out
+
+    def peak_of(self, threshold: float) -> np.float32:
+        """A peak above which no threshold reaches ``threshold``: somewhat above the exact one."""
+        with np.errstate(over="ignore"):
+            room = threshold + self.absolute
+            return np.float32(np.inf if room <= 0 else (1 - self.taken) / room * 1.0001)
 
     def part(self, b: int) -> Synapses:
         """Thresholds, counts and signs of block ``b``."""

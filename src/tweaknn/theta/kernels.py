@@ -16,13 +16,16 @@ from tweaknn.theta import tiles
 jit = numba.njit(nogil=True, cache=True, error_model="numpy")
 
 CHUNK = 64
-"""Neurons looked at together when mistakes are compared with the running maximum."""
+"""Neurons looked at together where most chunks turn out to hold nothing of interest."""
 _FLOAT_MAX = np.float64(np.finfo(np.float32).max)
 STRIP = 4 * tiles.WIDTH
 """Neurons for which all classes are done before the next: a micro-batch's strip stays in the first-level cache."""
 
-_W, _LONG_W, _U = tiles.WIDTH, 2 * tiles.WIDTH, tiles.CLASSES
-_long, _s1, _s2 = tiles.LONG, tiles.SIGNED[1], tiles.SIGNED[2]
+LONG = 4096
+"""Neurons whose maxima stay in the first-level cache while the rows of a micro-batch pass by, each read in one run."""
+
+_W, _U = tiles.WIDTH, tiles.CLASSES
+_s1, _s2 = tiles.SIGNED[1], tiles.SIGNED[2]
 _p1, _p2, _p3, _p4, _p5 = (tiles.PLAIN[u] for u in range(1, 6))
 
 
@@ -35,26 +38,32 @@ def fold_plain(values, offset, used, inverse, peak):  # type: ignore[no-untyped-
     g, gs, p, ps = inverse.ctypes.data, inverse.strides[0], peak.ctypes.data, peak.strides[0]
     whole = v - v % _W
     if c == 1:
-        whole = v - v % _LONG_W
-        for i in range(0, whole, _LONG_W):
-            _long(x + 4 * i, xs, u, n, g, gs, p + 4 * i, ps, 0)
-    else:
-        for a in range(0, whole, STRIP):
-            b = min(a + STRIP, whole)
-            for j in range(0, c, _U):
-                rest = c - j
-                for i in range(a, b, _W):
-                    xi, gj, pij = x + 4 * i, g + 4 * j, p + j * ps + 4 * i
-                    if rest >= 5:
-                        _p5(xi, xs, u, n, gj, gs, pij, ps, 0)
-                    elif rest == 4:
-                        _p4(xi, xs, u, n, gj, gs, pij, ps, 0)
-                    elif rest == 3:
-                        _p3(xi, xs, u, n, gj, gs, pij, ps, 0)
-                    elif rest == 2:
-                        _p2(xi, xs, u, n, gj, gs, pij, ps, 0)
-                    else:
-                        _p1(xi, xs, u, n, gj, gs, pij, ps, 0)
+        for a in range(0, v, LONG):
+            some = peak[0, a : a + LONG]
+            for k in range(n):
+                xs, factor = values[used[k], offset + a : offset + a + len(some)], inverse[k, 0]
+                if factor == 0:
+                    continue
+                for t in range(len(some)):
+                    r, before = abs(xs[t]) * factor, some[t]
+                    some[t] = before if r <= before or before != before else r
+        return
+    for a in range(0, whole, STRIP):
+        b = min(a + STRIP, whole)
+        for j in range(0, c, _U):
+            rest = c - j
+            for i in range(a, b, _W):
+                xi, gj, pij = x + 4 * i, g + 4 * j, p + j * ps + 4 * i
+                if rest >= 5:
+                    _p5(xi, xs, u, n, gj, gs, pij, ps, 0)
+                elif rest == 4:
+                    _p4(xi, xs, u, n, gj, gs, pij, ps, 0)
+                elif rest == 3:
+                    _p3(xi, xs, u, n, gj, gs, pij, ps, 0)
+                elif rest == 2:
+                    _p2(xi, xs, u, n, gj, gs, pij, ps, 0)
+                else:
+                    _p1(xi, xs, u, n, gj, gs, pij, ps, 0)
     for j in range(c):
         for k in range(n):
             for i in range(whole, v):
@@ -146,16 +155,16 @@ def keep_wrong(
         begin = filled
         for a in range(0, v, CHUNK):
             b = min(a + CHUNK, v)
-            hits = 0
+            # 32-bit lanes for the counts as for the floats, and slices instead of sums of indices: then it is vectors.
+            hits, xs = np.int32(0), values[k, offset + a : offset + b]
+            pluses, minuses = lowest_plus[row, a:b], lowest_minus[row, a:b]
             if plain:
-                for i in range(a, b):
-                    x = abs(values[k, offset + i])
-                    hits += 0 if x == 0 or x * g < lowest_plus[row, i] else 1
+                for t in range(len(xs)):
+                    hits += np.int32(not abs(xs[t]) * g < pluses[t]) & np.int32(xs[t] != 0)
             else:
-                for i in range(a, b):
-                    x = values[k, offset + i]
-                    limit = lowest_plus[row, i] if x > 0 else lowest_minus[row, i]
-                    hits += 0 if x == 0 or abs(x) * g < limit else 1
+                for t in range(len(xs)):
+                    limit = pluses[t] if xs[t] > 0 else minuses[t]
+                    hits += np.int32(not abs(xs[t]) * g < limit) & np.int32(xs[t] != 0)
             if hits == 0:
                 continue
             if filled + hits > room:
@@ -234,6 +243,55 @@ def count_kept(
 
 
 @jit
+def tally(counts, found):  # type: ignore[no-untyped-def]
+    """found[j, k] += how many neurons of class j have count k."""
+    for j in range(counts.shape[0]):
+        row = counts[j]
+        for a in range(0, len(row), CHUNK):
+            some = row[a : a + CHUNK]
+            any_ = np.int32(0)
+            for t in range(len(some)):
+                any_ |= some[t]
+            if any_ == 0:
+                found[j, 0] += len(some)
+                continue
+            for t in range(len(some)):
+                found[j, some[t]] += 1
+
+
+@jit
+def hopeful(counts, peak, least, cut):  # type: ignore[no-untyped-def]
+    """Positions (int64, rising) of counts above ``least``, and of those level with it whose peak is at most ``cut``."""
+    out = np.empty(len(counts), np.int64)
+    filled = 0
+    for a in range(0, len(counts), CHUNK):
+        some, peaks = counts[a : a + CHUNK], peak[a : a + CHUNK]
+        hits = np.int32(0)
+        for t in range(len(some)):
+            hits += np.int32(some[t] > least) | (np.int32(some[t] == least) & np.int32(peaks[t] <= cut))
+        if hits:
+            for t in range(len(some)):
+                if some[t] > least or (some[t] == least and peaks[t] <= cut):
+                    out[filled] = a + t
+                    filled += 1
+    return out[:filled].copy()
+
+
+@jit
+def corrects(row, neuron, ratio, size, plus, minus, limits_plus, limits_minus, taken, absolute, found):  # type: ignore[no-untyped-def]
+    """found[j] = True where a kept ratio of class j reaches 1/threshold, i.e. some neuron's count is not 0."""
+    for e in range(size):
+        r, j, i = np.float64(ratio[e]), row[e], neuron[e]
+        if found[j]:
+            continue
+        positive = r > 0
+        need = _need(
+            plus[j, i] if positive else minus[j, i], limits_plus[j] if positive else limits_minus[j], taken, absolute
+        )
+        found[j] = abs(r) >= need and need < np.inf
+
+
+@jit
 def _need(peak, of_unbounded, taken, absolute):  # type: ignore[no-untyped-def]
     p = np.float64(peak)
     if of_unbounded == np.inf or p >= _FLOAT_MAX:
@@ -274,12 +332,13 @@ def listen(values, offset, own, own_target, spoke, finished):  # type: ignore[no
             if finished[row, chunk]:
                 continue
             a, b = chunk * CHUNK, min(chunk * CHUNK + CHUNK, v)
-            heard = 0
-            for i in range(a, b):
-                s = spoke[row, i] | (1 if values[k, offset + i] != 0 else 0)
-                spoke[row, i] = s
-                heard += s
-            finished[row, chunk] = heard == b - a
+            xs, heard = values[k, offset + a : offset + b], spoke[row, a:b]
+            all_heard = np.uint8(1)
+            for t in range(len(xs)):
+                heard[t] |= np.uint8(xs[t] != 0)
+            for t in range(len(xs)):
+                all_heard &= heard[t]
+            finished[row, chunk] = all_heard
 
 
 @jit

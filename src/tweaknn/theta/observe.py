@@ -6,6 +6,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,35 +17,22 @@ from tweaknn.errors import DataError, InputError
 from tweaknn.network.fingerprint import fingerprint
 from tweaknn.network.modes import first
 from tweaknn.network.reader import Reader
-from tweaknn.theta import second
+from tweaknn.theta import ranking, second
 from tweaknn.theta.batches import Batches
 from tweaknn.theta.blocks import Block, Plan, plan, widths
 from tweaknn.theta.checkpoint import Chained, Checkpoint, pack, unpack
 from tweaknn.theta.finishing import EPS2, Finisher
 from tweaknn.theta.job import Job, follow
+from tweaknn.theta.ranking import Ranked
 from tweaknn.theta.state import State
 from tweaknn.theta.statistics import check_finite, check_targets
 from tweaknn.theta.stream import Progress, Settings, micro_batch
-from tweaknn.theta.synapses import Synapses, nth_largest, rank
+from tweaknn.theta.synapses import Synapses
+
+__all__ = ["Observation", "Ranked", "observe"]
 
 KEPT_BYTES = 1 << 30
 """Default room for mistakes that may still count; beyond it they are counted in a second pass."""
-
-
-@dataclass(frozen=True)
-class Ranked:
-    """The best synapses of one target, best first; all arrays ``(n,)``.
-
-    layer: position in ``Reader.layers``; index: position within the (reduced) layer, row-major;
-    weight: signed threshold; count: mistakes it corrects.
-    """
-
-    target: int
-    layer: np.ndarray
-    index: np.ndarray
-    weight: np.ndarray
-    count: np.ndarray
-    fell_back: bool
 
 
 @dataclass
@@ -85,43 +73,19 @@ class Observation:
         """The ``n`` best synapses of each target (section 3: by count, then threshold), over all layers."""
         wanted = [int(t) for t in (self.targets if targets is None else targets)]
         rows = {t: int(np.flatnonzero(self.targets == t)[0]) for t in wanted}
-        finisher = self.finisher
-        nothing = finisher.nothing
-        found: dict[int, list[tuple[np.ndarray, ...]]] = {t: [] for t in wanted}
-        histograms = {t: np.zeros(int(finisher.states[0].mistakes[j]) + 1, np.int64) for t, j in rows.items()}
-        for b in range(len(self.blocks)):
-            counts, _ = finisher.sided(b)
-            for t, j in rows.items():
-                histograms[t] += np.bincount(counts[j], minlength=len(histograms[t]))
-        for b, block in enumerate(self.blocks):
-            counts, negative = finisher.sided(b)
-            silent = finisher.silent(b)
-            for t, j in rows.items():
-                if nothing[j] and silent is not None:
-                    i = np.flatnonzero(~silent[j])
-                else:
-                    i = np.flatnonzero(counts[j] >= nth_largest(histograms[t], n))
-                threshold = finisher.threshold(b, j, i, negative[j, i])
-                order = rank(counts[j, i], threshold, n=n)
-                i, weight = i[order], np.where(negative[j, i], -threshold, threshold)[order]
-                found[t].append((np.full(len(i), block.layer), i + block.offset, weight, counts[j, i]))
-        result = {}
-        for t, pieces in found.items():
-            layer, index, weight, count = (np.concatenate(column) for column in zip(*pieces))
-            order = rank(count, abs(weight), n=n)
-            columns = (layer[order], index[order], weight[order], count[order].astype(np.int64))
-            result[t] = Ranked(t, *columns, bool(nothing[rows[t]]))
-        return result
+        return ranking.best(self.finisher, self.blocks, self._tallies, rows, n)
 
     def active_counts(self) -> np.ndarray:
         """``(c,)`` how many neurons are active: count at least half of the largest of the class (Table 3.2)."""
-        largest = self.largest_counts()[:, None]
-        counts = (self.finisher.sided(b)[0] for b in range(len(self.blocks)))
-        return np.sum([((2 * c >= largest) & (largest > 0)).sum(axis=1) for c in counts], axis=0)
+        return ranking.active(self._tallies)
 
     def largest_counts(self) -> np.ndarray:
         """``(c,)`` the largest count of each target."""
-        return np.maximum.reduce([self.finisher.sided(b)[0].max(axis=1) for b in range(len(self.blocks))])
+        return ranking.largest(self._tallies)
+
+    @cached_property
+    def _tallies(self) -> np.ndarray:
+        return ranking.histograms(self.finisher)
 
     def write(self, path: str | Path, classes: Sequence[str] | None = None) -> int:
         """Write all synapses as Parquet; see :func:`tweaknn.theta.parquet.write`. Returns the number of rows."""

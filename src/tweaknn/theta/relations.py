@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numba
 import numpy as np
@@ -13,6 +14,29 @@ TIE = np.float32(1e-30)
 """Margins up to this are ties: the largest logit is reached by two classes."""
 
 FLOAT_MAX = np.float32(np.finfo(np.float32).max)
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """The examples of a batch by falling inverse margin, one list a class.
+
+    inverse: ``(c, u)`` float32, falling, 0 behind the end of a list; order: ``(c, u)`` int32, their positions in
+    ``Relations.used``.
+    """
+
+    inverse: np.ndarray
+    order: np.ndarray
+
+    @staticmethod
+    def of(inverse: np.ndarray) -> Ladder:
+        """Sort the positive part of ``(u, c)``."""
+        columns = np.maximum(np.ascontiguousarray(inverse.T), np.float32(0))
+        order = np.argsort(-columns, axis=1, kind="stable")
+        return Ladder(np.take_along_axis(columns, order, axis=1), order.astype(np.int32))
+
+    def empty(self) -> Ladder:
+        """As many classes without an example."""
+        return Ladder(np.zeros((len(self.inverse), 1), np.float32), np.zeros((len(self.inverse), 1), np.int32))
 
 
 @dataclass(frozen=True)
@@ -36,6 +60,13 @@ class Relations:
     own: np.ndarray
     own_target: np.ndarray
     own_tied: np.ndarray
+
+    @cached_property
+    def ladders(self) -> tuple[Ladder, Ladder]:
+        """The examples of D_c, and in the signed form of D_t, of each target by falling inverse margin."""
+        signed = len(self.inverse) > 0 and self.inverse.min() < 0
+        correct = Ladder.of(self.inverse)
+        return correct, Ladder.of(-self.inverse) if signed else correct.empty()
 
 
 def relate(logits: np.ndarray, labels: np.ndarray, targets: np.ndarray, form: str = "plain") -> Relations:

@@ -82,8 +82,12 @@ def fold(peaks: tuple[np.ndarray, ...], values: np.ndarray, offset: int, r: Rela
         kernels.fold_plain(values, offset, r.used, r.inverse, peaks[0][0])
     else:
         kernels.fold_signed(values, offset, r.used, r.inverse, peaks[0][0], peaks[1][0])
-    if not plain and r.own_tied.any():
-        # No room at all on these: any push the wrong way loses the example, so the threshold there is 0.
+    no_room(peaks, values, offset, r, form)
+
+
+def no_room(peaks: tuple[np.ndarray, ...], values: np.ndarray, offset: int, r: Relations, form: str) -> None:
+    """Examples of D_t without any slack: a push the wrong way loses them, so the threshold there is 0."""
+    if form != "plain" and r.own_tied.any():
         for k, row in zip(r.own[r.own_tied], r.own_target[r.own_tied]):
             x = values[k, offset : offset + peaks[0].shape[2]]
             _insert(peaks[0][:, row], x < 0)

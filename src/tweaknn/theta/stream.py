@@ -16,7 +16,7 @@ from torch import Tensor
 from tweaknn.errors import DataError, ModelError
 from tweaknn.network.layers import Layer
 from tweaknn.network.modes import batch_size
-from tweaknn.network.pooling import pool
+from tweaknn.network.pooling import pool, width
 from tweaknn.network.reader import Reader
 from tweaknn.theta import kernels
 from tweaknn.theta.blocks import Block
@@ -25,6 +25,10 @@ from tweaknn.theta.relations import Relations, relate
 
 MICRO_BYTES = 24 << 20
 """Activations of a micro-batch: about what stays in the last-level cache until the logits exist."""
+HELD_BYTES = 256 << 20
+"""Activations that wait together where the statistics are at least eight times as large: those have to be read from
+memory at every folding, so that fewer foldings of more examples are cheaper. Pooled neurons, which are few, wait for
+their whole batch."""
 
 
 class Folder(Protocol):
@@ -57,6 +61,16 @@ def micro_batch(neurons: int, batch: int) -> int:
     return max(1, min(batch, 1 << (int(fitting).bit_length() - 1)))
 
 
+@dataclass(frozen=True)
+class _Waiting:
+    """A micro-batch that has been run: its neurons by layer, logits, labels, and the number of its first example."""
+
+    held: dict[int, Tensor]
+    logits: np.ndarray
+    labels: np.ndarray
+    first: int
+
+
 class Stop(Exception):
     """Raised in a sink to leave a network behind the last layer that is needed."""
 
@@ -81,7 +95,8 @@ class Stream:
         self.threads = threads or torch.get_num_threads()
         self._pool: ThreadPoolExecutor | None = None
         self._keep = keepable(reader)
-        self._buffers: dict[int, Tensor] = {}
+        self._buffers: dict[tuple[int, int], Tensor] = {}
+        self.together = self._together()
         self._targets = np.asarray(settings.targets, np.int64)
         # Larger blocks first, so that threads end together.
         self._order = sorted(folders, key=lambda f: -f.block.size)
@@ -97,30 +112,57 @@ class Stream:
             self._pool = None
         self._buffers.clear()
 
+    def _together(self) -> int:
+        """How many micro-batches are folded at a time."""
+        layers = [self.reader.layers[k] for k in self.by_layer]
+        example = 4 * sum(width(self.settings.reduction, layer.shape, layer.channel_axis) for layer in layers)
+        neurons = sum(f.block.size for folders in self.by_layer.values() for f in folders)
+        statistics = 4 * neurons * len(self.settings.targets)
+        room = max(MICRO_BYTES, min(HELD_BYTES, statistics // 8))
+        return max(1, room // max(1, example * self.settings.micro))
+
     def run(self, x: Any, y: Tensor, first: int = 0) -> np.ndarray:
         """Observe one batch; returns its logits ``(n, classes)``. ``first``: number of its first example."""
         labels = as_labels(y, first)
         if batch_size(x) != len(labels):
             raise DataError(f"A batch has {batch_size(x)} inputs and {len(labels)} labels.")
-        logits = [
-            self._micro(part, labels[a : a + len_], first + a) for part, a, len_ in _parts(x, self.settings.micro)
-        ]
-        return np.concatenate(logits) if logits else np.zeros((0, 0), np.float32)
+        waiting: list[_Waiting] = []
+        found = []
+        for part, a, length in _parts(x, self.settings.micro):
+            rows = slice(a, a + length)
+            waiting.append(self._read(part, labels[rows], first + a, len(waiting)))
+            found.append(waiting[-1].logits)
+            if len(waiting) == self.together:
+                self._settle(waiting)
+                waiting.clear()
+        self._settle(waiting)
+        return np.concatenate(found) if found else np.zeros((0, 0), np.float32)
 
-    def _micro(self, x: Any, labels: np.ndarray, first: int) -> np.ndarray:
+    def _read(self, x: Any, labels: np.ndarray, first: int, slot: int) -> _Waiting:
+        """Run a micro-batch, its neurons kept until :meth:`_settle`."""
         held: dict[int, Tensor] = {}
 
         def sink(k: int, activation: Tensor) -> None:
             if k in self.by_layer:
-                held[k] = self._take(k, activation)
+                held[k] = self._take(k, activation, slot=slot)
 
         logits = as_logits(self.reader(x, sink))
-        relations = _relations(logits, labels, self._targets, self.settings.form, first)
-        values = {k: _host(v) for k, v in held.items()}
+        return _Waiting(held, logits, labels, first)
+
+    def _settle(self, waiting: Sequence[_Waiting]) -> None:
+        """Fold micro-batches, now that their logits exist."""
+        if not waiting:
+            return
+        logits = np.concatenate([w.logits for w in waiting])
+        labels = np.concatenate([w.labels for w in waiting])
+        relations = _relations(logits, labels, self._targets, self.settings.form, waiting[0].first)
+        alone = len(waiting) == 1
+        values = {
+            k: _host(v if alone else torch.cat([w.held[k] for w in waiting])) for k, v in waiting[0].held.items()
+        }
         self._fold_all(self._order, values, relations)
         for folder in self._order:
             folder.note(relations, len(labels))
-        return logits
 
     def run_known(self, x: Any, y: Tensor, logits: np.ndarray, first: int = 0) -> None:
         """Observe a batch whose logits are known: each layer is folded as it appears, the network left at the last."""
@@ -161,8 +203,11 @@ class Stream:
             for task in tasks:
                 task.result()
 
-    def _take(self, k: int, activation: Tensor, copy: bool = True) -> Tensor:
-        """A layer's neurons ``(n, width)`` float32 that stay as they are until the micro-batch has been folded."""
+    def _take(self, k: int, activation: Tensor, copy: bool = True, slot: int = 0) -> Tensor:
+        """A layer's neurons ``(n, width)`` float32 that stay as they are until the micro-batch has been folded.
+
+        slot: which of the micro-batches that wait together.
+        """
         layer = self.reader.layers[k]
         n = activation.shape[0]
         plain = activation.dtype == torch.float32 and activation.is_contiguous()
@@ -174,10 +219,10 @@ class Stream:
             return activation.detach().view(n, -1)
         if activation.device.type != "cpu":
             return activation.detach().reshape(n, -1).to(torch.float32, copy=True)
-        buffer = self._buffers.get(k)
+        buffer = self._buffers.get((slot, k))
         if buffer is None or len(buffer) < n:
             buffer = torch.empty((max(n, self.settings.micro), *layer.shape), dtype=torch.float32)
-            self._buffers[k] = buffer
+            self._buffers[slot, k] = buffer
         buffer[:n].copy_(activation.detach())
         return buffer[:n].view(n, -1)
 

@@ -98,5 +98,4 @@ def _spread(b: ir.IRBuilder, scalar: ir.Value) -> ir.Value:
 
 
 PLAIN = {u: make_tile(VECTORS, u, False) for u in range(1, CLASSES + 1)}
-LONG = make_tile(2 * VECTORS, 1, False)
 SIGNED = {u: make_tile(VECTORS, u, True) for u in (1, 2)}
