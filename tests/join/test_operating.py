@@ -216,3 +216,68 @@ def test_nan_logits_are_named():
 def test_bad_promises(wrong):
     with pytest.raises(InputError):
         Promise(**wrong)
+
+
+def test_caution_keeps_every_rule_by_so_many_standard_errors():
+    base, z, y = example(30, n=900, c=4)
+    plain = operate(base, z, y, [0], Promise("floors"))
+    careful = operate(base, z, y, [0], Promise("floors"), caution=1.0)
+    assert careful.feasible
+    assert careful.target <= plain.target
+    before, after = base.argmax(1) == y, (z + careful.bias).argmax(1) == y
+    for j in (1, 2, 3):
+        lost, won = (before & ~after & (y == j)).sum(), (after & ~before & (y == j)).sum()
+        # the size of a standard error is estimated at the point before the last
+        assert won - lost >= 0.8 * np.sqrt(lost + won)
+
+
+def test_caution_asks_nothing_of_a_change_that_moves_nobody():
+    base, _, y = example(31)
+    assert operate(base, base, y, [0], Promise("floors"), caution=3.0).feasible
+
+
+def test_the_rest_of_a_class_has_a_floor_of_its_own():
+    base, z, y = example(32, n=800, c=3)
+    mask = (y == 1) & (base[:, 2] > 0)
+    point = operate(base, z, y, {"part": mask}, Promise("floors"))
+    before, after = base.argmax(1) == y, (z + point.bias).argmax(1) == y
+    rest = (y == 1) & ~mask
+    assert point.feasible, point.reason
+    assert after[rest].sum() >= before[rest].sum()
+    assert after[mask].sum() >= before[mask].sum()
+
+
+def test_targets_may_be_classes_and_subclasses_together_with_weights():
+    base, z, y = example(33, n=800, c=4)
+    mask = (y == 1) & (np.arange(800) % 2 == 0)
+    promise = Promise("floors", weights={"part": 3.0, 0: 1.0})
+    point = operate(base, z, y, {"part": mask, "zero": 0}, promise)
+    right = (z + point.bias).argmax(1) == y
+    assert point.value == pytest.approx(0.75 * right[mask].mean() + 0.25 * right[y == 0].mean())
+    with pytest.raises(InputError, match="overlap"):
+        operate(base, z, y, {"part": mask, "one": 1})
+
+
+@settings(max_examples=8, deadline=None)
+@given(st.integers(0, 10_000), st.booleans())
+def test_mixed_form_is_near_the_brute_force_optimum(seed, dear):
+    """All bias vectors of three classes, up to ties: the search may miss the best by one example of the target at most."""
+    base, z, y = example(seed, n=45, c=3)
+    costs = np.array([[0, 1, 0], [0, 0, 2], [0, 0, 0.0]]) if dear else None
+    promise = Promise("mixed", max_drop=0.1, specificity={0: 0.7}, overall_drop=0.05, costs=costs, weights={0: 2.0, 1: 1.0})
+    point = operate(base, z, y, [0, 1], promise)
+    counts, before = np.bincount(y, minlength=3), correct(base, y, 3)
+    best = -np.inf
+    for bias in cells(z.astype(np.float64), y, 3):
+        p = (z + bias).argmax(1)
+        got = np.bincount(y[p == y], minlength=3)
+        false = ((p == 0) & (y != 0)).sum()
+        if (got < before - 0.1 * counts - 1e-9).any() or false > 0.3 * (y != 0).sum() + 1e-9:
+            continue
+        if got.sum() < before.sum() - 0.05 * len(y) - 1e-9:
+            continue
+        value = (2 * got[0] / counts[0] + got[1] / counts[1]) / 3
+        best = max(best, value - (0 if costs is None else costs[y, p].mean()))
+    if np.isfinite(best):
+        assert point.feasible, point.reason
+        assert point.value >= best - 2 / 3 / counts[0] - (0.0 if costs is None else 2 / len(y)) - 1e-9

@@ -31,7 +31,7 @@ def model(data):
 
 @pytest.fixture(scope="module", params=["fit", "theta"])
 def result(request, data, model) -> JoinResult:
-    join = SynapticJoin(method=request.param, base_saw="none")
+    join = SynapticJoin(method=request.param, base_saw="none", cross_fit=False)
     return join.fit(model, loader(data.train), loader(data.validation), targets=[str(RARE)], classes=CLASSES)
 
 
@@ -113,7 +113,7 @@ def test_several_targets_and_tolerance(data, model):
 
 def test_groups_are_kept_together(data, model):
     groups = np.arange(len(data.train[1])) // 5
-    join = SynapticJoin(seed=1)
+    join = SynapticJoin(seed=1, cross_fit=False)
     ready = join.prepare(model, TensorDataset(*data.train), groups=groups, classes=CLASSES)
     first = {tuple(row) for row in ready.train_table.logits.round(4).tolist()}
     assert len(ready.train_table.labels) + len(ready.validation_table.labels) == len(groups)

@@ -11,11 +11,12 @@ import numpy as np
 import typer
 
 from tweaknn.cli import options as o
-from tweaknn.cli.console import bar, note, out, percent, points, table
+from tweaknn.cli.console import bar, note, out, percent, points, table, warn
 from tweaknn.delta import Delta
-from tweaknn.errors import DeltaError
+from tweaknn.errors import DeltaError, InputError
 from tweaknn.join.comparison import Comparison, compare_logits
 from tweaknn.measure import Measures, measure
+from tweaknn.measure.drift import Drift, compare
 from tweaknn.network.outputs import collect_logits
 
 
@@ -58,9 +59,25 @@ def command(
         comparison = compare_logits(base, after, labels, examples.classes)
         show_comparison(comparison)
         figures = comparison.to_dict()
+        drift = drifted(deltas, base, after)
+        if drift is not None:
+            figures["drift"] = drift.to_dict()
+            if drift.drifted:
+                warn(drift.sentence)
     if examples.skipped:
         note(f"{examples.skipped} unreadable images were not counted")
     o.write_json(json, {**figures, **common})
+
+
+def drifted(deltas: list[Delta], base: np.ndarray, after: np.ndarray) -> Drift | None:
+    """How these examples compare with those the (first) delta's join chose on; None where its file does not say."""
+    looked_at = deltas[0].meta.get("drift") if deltas else None
+    if not isinstance(looked_at, dict):
+        return None
+    try:
+        return compare(looked_at, base, after if len(deltas) == 1 else None)
+    except InputError:
+        return None  # made by another version, or by hand: a notice is not worth an error
 
 
 def check_classes(delta: Delta, classes: list[str] | None) -> None:

@@ -10,10 +10,12 @@ import typer
 
 from tweaknn.cli import options as o
 from tweaknn.cli.console import bar, err, note, out, percent, points, table, warn
+from tweaknn.cli.wishes import promised, subclasses
 from tweaknn.errors import InputError, NothingHelps
 from tweaknn.join.aans import AANChoice
-from tweaknn.join.promise import Promise
-from tweaknn.join.run import JoinResult, SynapticJoin
+from tweaknn.join.front import check_front_file, write_front
+from tweaknn.join.result import JoinResult
+from tweaknn.join.run import SynapticJoin
 
 
 class Method(StrEnum):
@@ -92,6 +94,26 @@ def command(
     specificity: Annotated[
         list[str] | None, typer.Option(help="NAME=0.95: share of the others' examples not called NAME, at least.")
     ] = None,
+    costs: Annotated[
+        Path | None, typer.Option(help="Cost of each confusion (.csv or .json; row: true class), counted against the gain.")
+    ] = None,
+    target_column: Annotated[
+        list[str] | None,
+        typer.Option(help="COLUMN=VALUE, also COLUMN=VALUE&label=CLASS: improve these examples only (a sub-class); several times."),
+    ] = None,
+    confidence: Annotated[
+        float | None, typer.Option(help="0.95: the promise shall hold on new data with that probability; mind --tolerance.")
+    ] = None,
+    caution: Annotated[
+        float | None, typer.Option(min=0.0, help="Standard errors every rule is kept by beyond its letter. Default: 0.5, see docs.")
+    ] = None,
+    cross_fit: Annotated[
+        bool | None,
+        typer.Option("--cross-fit/--no-cross-fit", help="Fit and choose fold by fold. Default: where data is scarce."),
+    ] = None,
+    front: Annotated[
+        Path | None, typer.Option(help="Write the front of operating points: .json (data), .png, .svg or .pdf (picture).")
+    ] = None,
     layers: Annotated[str, typer.Option(help="all, stages, or NAME,NAME.")] = "all",
     form: Annotated[
         str, typer.Option(help="theta: plain (as published) or signed (right for negative neurons).")
@@ -139,8 +161,10 @@ def command(
     """Find synapses that mend the target classes, prove it on data not used for it, write a Δnn file."""
     o.check_writable(out_file, "--out")
     o.check_writable(json, "--json")
-    if bool(target) == (worst is not None):
-        raise InputError("Give either --target (as often as needed) or --worst K.")
+    o.check_writable(front, "--front")
+    check_front_file(front)
+    if bool(target) + (worst is not None) + bool(target_column) != 1:
+        raise InputError("Give either --target (as often as needed), --worst K or --target-column.")
     opened = o.open_model(
         model, weights, preprocess=preprocess, mean=mean, std=std, size=size, device=device, seed=seed
     )
@@ -153,7 +177,12 @@ def command(
         views=views,
         augment=augment,
         aan=AANChoice(int(hidden) if hidden and hidden.isdigit() else hidden, aan_form.value if aan_form else None),
-        promise=promised(method, promise, tolerance, floor, max_drop, overall_drop, weight, specificity),
+        promise=promised(
+            method.value, promise, tolerance, floor, max_drop, overall_drop, weight, specificity, costs, examples.classes
+        ),
+        confidence=confidence,
+        caution=caution,
+        cross_fit=cross_fit,
         tolerance=tolerance,
         layers=layers,
         validation_share=validation_share,
@@ -166,11 +195,14 @@ def command(
     )
     groups = examples.column(group) if group else None
     result = joiner.fit(
-        opened.model, examples, held, targets=target, worst=worst, classes=examples.classes, groups=groups
+        opened.model, examples, held, targets=target, worst=worst, classes=examples.classes, groups=groups,
+        masks=subclasses(target_column, examples, held),
     )
     show(result)
     figures = result.to_dict()
     figures.update(model=model, train=train, validation=validation, out=str(out_file) if result.delta else None)
+    if front is not None:
+        write_front(front, figures)
     if result.delta is None:
         o.write_json(json, figures)
         raise NothingHelps(result.sentence)
@@ -179,39 +211,6 @@ def command(
     err.print(f"Δnn written to {out_file} ({out_file.stat().st_size / 1024:.0f} KB)", markup=False)
     if examples.skipped:
         note(f"{examples.skipped} unreadable images were left out")
-
-
-def promised(
-    method: Method,
-    kind: Kind | None,
-    tolerance: float,
-    floor: list[str] | None,
-    max_drop: float | None,
-    overall_drop: float | None,
-    weight: list[str] | None,
-    specificity: list[str] | None,
-) -> Promise | None:
-    """The promise in the options' words; None leaves it to the method. Raises InputError."""
-    more = {"floors": floor, "weights": weight, "specificity": specificity}
-    named = {field: pairs(values, field) for field, values in more.items() if values}
-    if kind is None and not named and max_drop is None and overall_drop is None and not tolerance:
-        return None
-    chosen = kind or (Kind.overall if method is Method.theta else Kind.floors)
-    return Promise(chosen.value, tolerance=tolerance, max_drop=max_drop, overall_drop=overall_drop, **named)  # type: ignore[arg-type]
-
-
-def pairs(values: list[str], option: str) -> dict[str, float]:
-    """``["cat=0.8"] -> {"cat": 0.8}``. Raises InputError for anything else."""
-    found = {}
-    for value in values:
-        name, equals, number = value.rpartition("=")
-        try:
-            found[name] = float(number)
-        except ValueError:
-            equals = ""
-        if not equals or not name:
-            raise InputError(f"{value!r} is not NAME=NUMBER, as --{option.rstrip('s')} cat=0.8.")
-    return found
 
 
 def show(result: JoinResult) -> None:

@@ -40,13 +40,13 @@ def _level(candidate: Candidate, best: Candidate, setting: Setting) -> bool:
     """Whether the candidate's target accuracy is within :data:`SURE` standard errors of the best one's: those of the mean over
     targets of a paired difference."""
     labels = setting.validation.labels
+    masks = list(setting.subclasses.values()) or [labels == j for j in setting.targets]
     variance = 0.0
-    for j in setting.targets:
-        rows = labels == j
+    for rows in masks:
         n = max(int(rows.sum()), 1)
-        d = (best.logits[rows].argmax(1) == j).astype(float) - (candidate.logits[rows].argmax(1) == j)
+        d = (best.logits[rows].argmax(1) == labels[rows]).astype(float) - (candidate.logits[rows].argmax(1) == labels[rows])
         variance += float(((d - d.mean()) ** 2).sum()) / n**2
-    error = np.sqrt(variance) / max(len(setting.targets), 1)
+    error = np.sqrt(variance) / max(len(masks), 1)
     return best.point.value - candidate.point.value <= SURE * error + 1e-12
 
 

@@ -7,18 +7,21 @@ solution of a smoothed problem; what is returned has been counted plainly, on th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from tweaknn.errors import InputError
-from tweaknn.join.counting import TargetSet, rules_of, target_sets, why
+from tweaknn.join.counting import TargetSet, caution_of, rules_of, target_sets, why
 from tweaknn.join.lattice import least_biases
 from tweaknn.join.promise import Promise
 from tweaknn.join.search import Rules, Search
 from tweaknn.join.starts import Effort, moves_of, starts_of
+
+ROUNDS = 2
+"""How often the size of a standard error is estimated anew at the point that was found with the last one."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,7 @@ class OperatingPoint:
         overall, base_overall: accuracy over all examples.
         per_class, base_per_class: (c,) accuracies, NaN for classes without examples.
         thin: classes with so few examples that a floor on them says little (fewer than 30).
+        floors: (c,) accuracy that was asked of each class on these examples, caution included; -inf where none was.
     """
 
     bias: np.ndarray
@@ -48,6 +52,7 @@ class OperatingPoint:
     per_class: np.ndarray
     base_per_class: np.ndarray
     thin: tuple[int, ...] = ()
+    floors: np.ndarray = field(default_factory=lambda: np.zeros(0))
 
     @property
     def gain(self) -> float:
@@ -83,6 +88,7 @@ def operate(
     *,
     classes: Sequence[str] | None = None,
     margins: np.ndarray | None = None,
+    caution: float | np.ndarray = 0.0,
     starts: Sequence[np.ndarray] = (),
     effort: Effort | None = None,
 ) -> OperatingPoint:
@@ -93,10 +99,12 @@ def operate(
         logits: (n, c) with the delta added (or ``base_logits`` again: the constant-bias control).
         labels: (n,) integers.
         targets: classes, by position or name; a (n,) boolean mask makes one target of just those examples (a sub-class); a
-            mapping name -> mask, several such.
+            mapping name -> mask or class position, several of either.
         promise: defaults to ``Promise("floors")``.
         classes: names, to resolve targets and promise and for the reason's wording.
         margins: (c,) fractions added to every class's floor: caution beyond the letter of the promise.
+        caution: standard errors by which every rule shall be kept on these examples beyond its letter, one number or one a class;
+            how large a standard error is depends on how many examples the change moves, so a small change needs little caution.
         starts: further biases to start the search from.
         effort: search settings.
 
@@ -110,11 +118,42 @@ def operate(
     effort = effort or Effort()
     base, z, y = _checked(base_logits, logits, labels)
     n, c = z.shape
-    promise = (promise or Promise()).resolve(classes, c)
+    promise = (promise or Promise()).resolve(classes, c, targets if isinstance(targets, Mapping) else ())
     sets = target_sets(targets, y, c, classes, promise)
-    rules, words = rules_of(base, y, sets, promise, c, classes, margins)
+    words = [str(k) for k in (classes if classes is not None else range(c))]
+    rules = rules_of(base, y, sets, promise, c, margins)
+    bias, short = _search(z, y, rules, sets, effort, starts)
+    cautious = bool(np.any(np.asarray(caution) > 0))
+    for _ in range(ROUNDS if cautious else 0):
+        more = caution_of(base, z + bias, y, sets, promise, caution)
+        rules = rules_of(base, y, sets, promise, c, margins, more)
+        if _shortfall(z, y, rules, bias) <= 0:
+            short = 0.0
+            break  # what was found is cautious enough by its own measure
+        bias, short = _search(z, y, rules, sets, effort, [bias, *starts])
+    return _point(base, z, y, bias, sets, rules, promise, words, short, cautious)
+
+
+def standing(
+    base_logits, logits, labels, targets, promise: Promise | None = None, *, classes: Sequence[str] | None = None
+) -> OperatingPoint:
+    """What ``logits`` do to the targets and the promise as they stand, without any bias. Arguments and errors of :func:`operate`."""
+    base, z, y = _checked(base_logits, logits, labels)
+    c = z.shape[1]
+    promise = (promise or Promise()).resolve(classes, c, targets if isinstance(targets, Mapping) else ())
+    sets = target_sets(targets, y, c, classes, promise)
+    words = [str(k) for k in (classes if classes is not None else range(c))]
+    rules = rules_of(base, y, sets, promise, c)
+    bias = np.zeros(c, dtype=np.float32)
+    return _point(base, z, y, bias, sets, rules, promise, words, _shortfall(z, y, rules, bias), False)
+
+
+def _search(
+    z: np.ndarray, y: np.ndarray, rules: Rules, sets: list[TargetSet], effort: Effort, starts: Sequence[np.ndarray]
+) -> tuple[np.ndarray, float]:
+    """Best biases found, and by how much they miss the rules."""
     search = Search(z, y, rules)
-    best, best_key = np.zeros(c, dtype=np.float32), None
+    best, best_key = np.zeros(search.c, dtype=np.float32), None
     for candidate in _candidates(search, sets, effort, starts):
         candidate = _settle(search, candidate)
         value, short = search.evaluate(candidate.astype(np.float64))
@@ -122,7 +161,11 @@ def operate(
         if best_key is None or key > best_key:
             best, best_key = candidate, key
     assert best_key is not None
-    return _point(base, z, y, best, sets, rules, words, -best_key[0])
+    return best, -best_key[0]
+
+
+def _shortfall(z: np.ndarray, y: np.ndarray, rules: Rules, bias: np.ndarray) -> float:
+    return Search(z, y, rules).evaluate(bias.astype(np.float64))[1]
 
 
 def _candidates(search: Search, sets: list[TargetSet], effort: Effort, given: Sequence[np.ndarray]):
@@ -199,7 +242,9 @@ def _settle(search: Search, bias: np.ndarray) -> np.ndarray:
     return (bias - np.median(bias)).astype(np.float32)
 
 
-def _point(base, z, y, bias, sets, rules: Rules, words, short: float) -> OperatingPoint:
+def _point(
+    base, z, y, bias, sets, rules: Rules, promise: Promise, words: list[str], short: float, cautious: bool
+) -> OperatingPoint:
     c = z.shape[1]
     counts = np.bincount(y, minlength=c)
 
@@ -215,7 +260,7 @@ def _point(base, z, y, bias, sets, rules: Rules, words, short: float) -> Operati
 
     target, value, overall, per_class, p = figures(z.astype(np.float32) + bias.astype(np.float32))
     base_target, base_value, base_overall, base_per_class, _ = figures(base)
-    reason = "" if short <= 0 else why(p, y, rules, sets, words)
+    reason = "" if short <= 0 else why(p, y, rules, sets, promise, words, cautious)
     return OperatingPoint(
         bias=bias,
         feasible=not reason,
@@ -229,6 +274,7 @@ def _point(base, z, y, bias, sets, rules: Rules, words, short: float) -> Operati
         per_class=per_class,
         base_per_class=base_per_class,
         thin=tuple(int(j) for j in np.flatnonzero((counts > 0) & (counts < 30))),
+        floors=rules.need / np.where(counts, counts, np.nan),
     )
 
 

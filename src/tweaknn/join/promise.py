@@ -15,7 +15,7 @@ The additional fields may be added to ``floors`` and ``overall`` as well; they o
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -69,8 +69,8 @@ class Promise:
         if self.costs is not None and not np.isfinite(np.asarray(self.costs, dtype=float)).all():
             raise InputError("The cost matrix holds NaN or infinite values.")
 
-    def resolve(self, classes: Sequence[str] | None, c: int) -> Promise:
-        """The same promise with positions in place of class names.
+    def resolve(self, classes: Sequence[str] | None, c: int, named: Collection[Any] = ()) -> Promise:
+        """The same promise with positions in place of class names; weights may also belong to ``named`` sub-class targets.
 
         Raises:
             InputError: a class is unknown, or the cost matrix is not (c, c).
@@ -81,10 +81,13 @@ class Promise:
         def positions(mapping: Mapping[Any, float]) -> dict[int, float]:
             return {class_position(key, classes, c): float(value) for key, value in mapping.items()}
 
+        own = {key: float(value) for key, value in self.weights.items() if key in named}
+        weights = positions({key: value for key, value in self.weights.items() if key not in named})
+
         return replace(
             self,
             floors=positions(self.floors),
-            weights=positions(self.weights),
+            weights={**weights, **own},
             specificity=positions(self.specificity),
         )
 

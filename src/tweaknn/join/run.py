@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,83 +13,43 @@ import torch
 from torch import nn
 
 from tweaknn.delta import Delta
-from tweaknn.errors import InputError, NothingHelps
+from tweaknn.errors import InputError
 from tweaknn.join.aans import AANChoice
-from tweaknn.join.candidates import CONTROLS
-from tweaknn.join.choice import ordered
+from tweaknn.join.arrange import CROSSABLE, Arrangement, arrange, wants_cross
+from tweaknn.join.crossfit import cross_fitted
 from tweaknn.join.diagnosis import names_of, worst_classes
 from tweaknn.join.methods import METHODS, check_method, retrained, table_candidates
 from tweaknn.join.promise import Promise, class_position
 from tweaknn.join.reading import Views, reading, source_of, views_of
+from tweaknn.join.result import JoinResult, conclude
 from tweaknn.join.setting import Candidate, Setting
 from tweaknn.join.size import limit_of
 from tweaknn.join.splits import holdout
 from tweaknn.join.table import PooledTable, read_pooled, stored_pooled
-from tweaknn.join.warnings import base_saw_warnings, thin_warnings
-from tweaknn.measure import mcnemar, per_class_accuracy
+from tweaknn.join.warnings import base_saw_warnings, cautious, thin_warnings
+from tweaknn.measure import per_class_accuracy
 from tweaknn.network.fingerprint import fingerprint
 from tweaknn.network.reader import Reader
-from tweaknn.writing import plain
 
 Bar = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 """``bar(what, total)`` gives a context manager that yields a function to be called with the number done."""
 
 
 @dataclass(frozen=True, eq=False)
-class JoinResult:
-    """What a join found.
+class Prepared:
+    """A network and its data after the one pass over them: all that choosing needs.
 
     Attributes:
-        delta: the chosen candidate's, metadata filled in; None when nothing helps.
-        chosen: its name, or None.
-        candidates: the method and the controls, best first.
-        targets, classes: names.
-        warnings: sentences a user should read before trusting the result.
-        sentence: what improved and at whose cost, in one sentence.
+        reader: of the network.
+        train, validation: examples as they were read; the same where everything is cross-fitted.
+        train_table, validation_table: their pooled neurons and logits.
+        classes: names of the logits.
+        frame: a delta without terms.
+        notes: sentences for the user.
+        cross: fits and choices go fold by fold.
+        apart: positions in the user's training data of ``train`` and ``validation``, where the latter was set aside from it.
+        groups: of ``train`` and ``validation``.
     """
-
-    delta: Delta | None
-    chosen: str | None
-    candidates: list[Candidate]
-    targets: list[str]
-    classes: list[str]
-    promise: Promise
-    warnings: list[str]
-    sentence: str
-    settings: dict[str, Any]
-
-    @property
-    def best(self) -> Candidate:
-        """The candidate that was handed over, or would have been."""
-        return self.candidates[0]
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready: ``chosen``, ``candidates`` (name -> validation figures), base figures, warnings, settings."""
-        base = self.best.comparison.base
-        return {
-            "chosen": self.chosen,
-            "sentence": self.sentence,
-            "targets": self.targets,
-            "classes": self.classes,
-            "promise": self.promise.to_dict(),
-            "n_validation": base.n,
-            "base": {**base.to_dict(self.classes), "target": self.best.point.base_target},
-            "candidates": {candidate.name: candidate.figures() for candidate in self.candidates},
-            "controls": list(CONTROLS),
-            "warnings": self.warnings,
-            "settings": self.settings,
-        }
-
-    def require(self) -> Delta:
-        """The delta. Raises NothingHelps when there is none."""
-        if self.delta is None:
-            raise NothingHelps(self.sentence)
-        return self.delta
-
-
-@dataclass(frozen=True, eq=False)
-class Prepared:
-    """A network and two splits after the one pass over the data: all that choosing needs."""
 
     reader: Reader
     train: Any
@@ -99,6 +59,25 @@ class Prepared:
     classes: list[str]
     frame: Delta
     notes: list[str]
+    cross: bool = False
+    apart: tuple[np.ndarray, np.ndarray] | None = None
+    groups: tuple[np.ndarray | None, np.ndarray | None] = (None, None)
+
+
+TargetMasks = Mapping[str, np.ndarray | tuple[np.ndarray, np.ndarray]]
+"""Sub-class targets: name -> mask over the validation data (the training data, where there is no other), or one over each."""
+
+
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """The user's data before it is read: ``given`` are the labels of validation data of the user's own, if there is any."""
+
+    train: Any
+    validation: Any
+    notes: list[str]
+    given: np.ndarray | None
+    apart: tuple[np.ndarray, np.ndarray] | None
+    groups: tuple[np.ndarray | None, np.ndarray | None]
 
 
 @dataclass
@@ -115,6 +94,10 @@ class SynapticJoin:
         layers: ``all``, ``stages`` or names.
         validation_share: of ``train`` that is set aside when no validation data is given.
         base_saw: which split the base was trained on: ``train``, ``validation``, ``both``, ``none`` or None (unknown).
+        cross_fit: fit and choose fold by fold; None: where data is scarce, see :func:`tweaknn.join.arrange.wants_cross`.
+        caution: standard errors by which every rule is kept on validation beyond its letter; None: :data:`CAUTION`, or more where
+            the base saw what is chosen on (:data:`SEEN`).
+        confidence: with which the promise shall hold on new data, such as 0.95; None: no such claim.
         seed: of splits and of the random control.
         batch_size: examples a batch, for plain arrays.
         views: how many augmented copies of each training example are read as well, for the fits; None: :data:`VIEWS` of pictures where
@@ -134,6 +117,9 @@ class SynapticJoin:
     layers: str | Sequence[str] = "all"
     validation_share: float = 0.5
     base_saw: str | None = None
+    cross_fit: bool | None = None
+    caution: float | None = None
+    confidence: float | None = None
     seed: int = 0
     batch_size: int = 128
     head: int | str | None = None
@@ -154,6 +140,7 @@ class SynapticJoin:
         *,
         targets: Sequence[int | str] | None = None,
         worst: int | None = None,
+        masks: TargetMasks | None = None,
         classes: Sequence[str] | None = None,
         groups: np.ndarray | None = None,
     ) -> JoinResult:
@@ -164,7 +151,9 @@ class SynapticJoin:
             train: a ``DataLoader`` of ``(x, y)``, a data set, or :class:`~tweaknn.inputs.Examples`.
             validation: likewise; without it a stratified part of ``train`` is set aside.
             targets: classes to improve, by name or position; or
-            worst: the number of least accurate classes (on validation) to take.
+            worst: the number of least accurate classes (on validation) to take; or
+            masks: sub-classes, name -> boolean mask of validation examples, or a pair of masks over ``train`` and ``validation``;
+                without validation data a mask over ``train``.
             classes: names of the logits; taken from the data when it has them.
             groups: ``(n,)`` of ``train``; whole groups are set aside.
 
@@ -172,8 +161,9 @@ class SynapticJoin:
             InputError: unknown or empty target, labels outside the logits' range, contradictory settings.
             ModelError: NaN or infinite logits or activations, no hidden neurons.
         """
-        self._check(targets, worst)
-        return self.choose(self.prepare(model, train, validation, classes=classes, groups=groups), targets, worst)
+        self._check(targets, worst, masks)
+        ready = self.prepare(model, train, validation, classes=classes, groups=groups)
+        return self.choose(ready, targets, worst, masks=masks)
 
     def prepare(
         self,
@@ -186,17 +176,16 @@ class SynapticJoin:
     ) -> Prepared:
         """The only step that runs the network: read the pooled neurons of both splits. :meth:`choose` may then be called
         for any number of targets. Arguments and errors as for :meth:`fit`."""
-        train, validation, notes = self._split(train, validation, groups)
+        parts = self._split(train, validation, groups)
+        train, validation = parts.train, parts.validation
         x = train.batch([0])[0]
         reader = Reader(model, x, self.layers, self.head)
         before = fingerprint(model)
         names = names_of(classes if classes is not None else train.classes, _n_logits(reader, train))
         views, augment = views_of(self.method, self.views, self.augment, x)
-        rows = len(train) * (1 + views) + len(validation)
-        tables = [
-            self._read(reader, part, f"Reading {name}", rows)
-            for name, part in (("train", train), ("validation", validation))
-        ]
+        named = (("train", train), ("validation", validation))[: 1 if validation is train else 2]
+        rows = len(train) * (1 + views) + (0 if validation is train else len(validation))
+        tables = [self._read(reader, part, f"Reading {name}", rows) for name, part in named]
         copies = [self._read(reader, train, f"Reading view {v}", rows, v, augment) for v in range(1, views + 1)]
         tables[0] = replace(tables[0], views=tuple((copy.features, copy.logits) for copy in copies))
         if fingerprint(model) != before:
@@ -211,43 +200,95 @@ class SynapticJoin:
             how=reader.how,
             head=self.head,
         )
-        return Prepared(reader, train, validation, tables[0], tables[1], names, frame, notes)
+        cross = wants_cross(self.cross_fit, self.method, train.labels, parts.given, self.base_saw)
+        return Prepared(
+            reader, train, validation, tables[0], tables[-1], names, frame, parts.notes, cross, parts.apart, parts.groups
+        )  # fmt: skip
 
     def choose(
-        self, prepared: Prepared, targets: Sequence[int | str] | None = None, worst: int | None = None
+        self,
+        prepared: Prepared,
+        targets: Sequence[int | str] | None = None,
+        worst: int | None = None,
+        *,
+        masks: TargetMasks | None = None,
     ) -> JoinResult:
-        """Fit, choose on validation and hand over the best candidate, controls beside it. Errors as for :meth:`fit`."""
-        self._check(targets, worst)
+        """Fit, choose on validation and hand over the best candidate, controls beside it. Arguments and errors as for :meth:`fit`."""
+        self._check(targets, worst, masks)
         promise, names = self._promise(), prepared.classes
-        train, validation = prepared.train_table, prepared.validation_table
-        chosen_targets = self._targets(validation, targets, worst, names)
+        alone = prepared.validation is prepared.train
+        over = masks_of(masks, len(prepared.train), len(prepared.validation), alone, prepared.apart)
+        # without masks over the training examples they cannot be chosen on
+        cross = prepared.cross and (alone or self.cross_fit is True or self.base_saw != "none" or set(over[1]) <= set(over[0]))
+        plan = arrange(
+            prepared.train_table,
+            None if alone else prepared.validation_table,
+            cross=cross,
+            confidence=self.confidence,
+            base_saw=self.base_saw,
+            set_aside=alone or prepared.apart is not None,
+            masks=over,
+            groups=prepared.groups[0],
+            validation_groups=prepared.groups[1],
+            seed=self.seed,
+        )
+        chosen_targets = self._targets(plan, targets, worst, names)
         warnings = [
             *prepared.notes,
-            *base_saw_warnings(self.base_saw, train, validation, set_aside=bool(prepared.notes)),
-            *thin_warnings(validation.labels, names, chosen_targets, promise),
+            *plan.notes,
+            *base_saw_warnings(self.base_saw, prepared.train_table, prepared.validation_table, plan),
+            *thin_warnings(plan.choice.labels, names, chosen_targets, promise),
         ]
-        limit = limit_of(prepared.reader.model)
-        setting = Setting(train, validation, tuple(chosen_targets), names, promise, prepared.frame, self.seed, limit)
-        candidates = self._candidates(setting, prepared.reader, prepared.train, prepared.validation)
+        caution = self.caution if self.caution is not None else cautious(self.base_saw, prepared, plan)
+        setting = Setting(
+            plan.train, plan.choice, tuple(chosen_targets), names, promise, prepared.frame, self.seed,
+            limit_of(prepared.reader.model), plan.choice_masks, caution,
+        )  # fmt: skip
+        if plan.fold is None:
+            candidates = self._candidates(setting, prepared.reader, prepared.train, prepared.validation)
+        else:
+            self._check_train(setting)
+
+            def make(part: Setting) -> list[Candidate]:
+                return self._candidates(part, prepared.reader, None, None)
+
+            with self.bar("Cross-fitting", int(plan.fold.max()) + 1) as progress:
+                candidates = cross_fitted(
+                    make, setting, plan.train, plan.fold, plan.pool_masks, progress,
+                    split_limit=self.method in ("best", "aan", "aan-grouped"),
+                )  # fmt: skip
         settings = {
             "method": self.method,
             "layers": self.layers if isinstance(self.layers, str) else list(self.layers),
             "seed": self.seed,
             "neurons": prepared.reader.neurons,
             "named_by": prepared.reader.how,
-            "n_train": len(train.labels),
-            "n_validation": len(validation.labels),
+            "n_train": len(plan.train.labels),
+            "n_validation": len(plan.choice.labels),
+            "n_certifying": len(plan.held[0].labels) if plan.held else 0,
+            "folds": 0 if plan.fold is None else int(plan.fold.max()) + 1,
+            "caution": caution,
+            "confidence": self.confidence,
             "base_saw": self.base_saw,
         }
-        return conclude(candidates, setting, warnings, settings)
+        return conclude(candidates, setting, warnings, settings, plan.held, self.confidence)
 
     # -- steps ---------------------------------------------------------------------------------------------------
 
-    def _check(self, targets: Sequence[int | str] | None, worst: int | None) -> None:
+    def _check(
+        self, targets: Sequence[int | str] | None, worst: int | None, masks: TargetMasks | None = None
+    ) -> None:
         if self.method not in METHODS:
             raise InputError(f"Unknown method {self.method!r}; choose one of {', '.join(METHODS)}.")
-        if (targets is None or not len(targets)) == (worst is None):
-            raise InputError("Name the target classes, or how many of the worst to take; one of the two.")
+        if bool(targets is not None and len(targets)) + (worst is not None) + bool(masks) != 1:
+            raise InputError("Name the target classes, or how many of the worst to take, or sub-classes; one of the three.")
+        if self.method not in CROSSABLE and (masks or self.confidence is not None):
+            what = "Sub-classes" if masks else "A confidence"
+            raise InputError(f"{what} need one of the methods {', '.join(CROSSABLE)}, not {self.method}.")
+        if self.confidence is not None and not 0.5 <= self.confidence < 1:
+            raise InputError(f"The confidence must lie between 0.5 and 1, such as 0.95, not at {self.confidence}.")
+        if self.caution is not None and not (np.isfinite(self.caution) and self.caution >= 0):
+            raise InputError(f"The caution must be a number of standard errors of at least 0, not {self.caution}.")
         if worst is not None and worst < 1:
             raise InputError(f"The number of worst classes must be at least 1, not {worst}.")
         check_method(self.method, self.schedule, self.solver, self.views)
@@ -260,15 +301,21 @@ class SynapticJoin:
         kind = self.promise or ("overall" if self.method == "theta" else "floors")
         return Promise(kind, tolerance=self.tolerance)
 
-    def _split(self, train: Any, validation: Any, groups: np.ndarray | None) -> tuple[Any, Any, list[str]]:
+    def _split(self, train: Any, validation: Any, groups: np.ndarray | None) -> Parts:
         from tweaknn.inputs import as_examples
 
         train = as_examples(train, name="train")
+        if groups is not None and len(groups) != len(train):
+            raise InputError(f"There are {len(train)} training examples and {len(groups)} groups.")
         if validation is not None:
-            return train, as_examples(validation, name="validation"), []
+            validation = as_examples(validation, name="validation")
+            return Parts(train, validation, [], validation.labels, None, (groups, None))
+        if wants_cross(self.cross_fit, self.method, train.labels, None, self.base_saw):
+            return Parts(train, train, [], None, None, (groups, None))
         first, second = holdout(train.labels, share=self.validation_share, groups=groups, seed=self.seed)
         said = f"{len(second)} of {len(train)} training examples were set aside for validation"
-        return train.subset(first), train.subset(second), [said]
+        parted = (None, None) if groups is None else (groups[first], groups[second])
+        return Parts(train.subset(first), train.subset(second), [said], None, (first, second), parted)
 
     def _read(self, reader: Reader, examples: Any, what: str, rows: int, view: int = 0, augment: Any = None) -> PooledTable:
         with self.bar(what, len(examples)) as progress:
@@ -287,9 +334,15 @@ class SynapticJoin:
             return read_pooled(reader, batches, len(examples), reads, progress=progress)
 
     def _targets(
-        self, table: PooledTable, targets: Sequence[int | str] | None, worst: int | None, names: list[str]
+        self, plan: Arrangement, targets: Sequence[int | str] | None, worst: int | None, names: list[str]
     ) -> list[int]:
+        table = plan.choice
         c = table.logits.shape[1]
+        for name, mask in plan.choice_masks.items():
+            if not mask.any():
+                raise InputError(f"Target {name!r} has no example among those that are chosen on.")
+        if plan.choice_masks:
+            return sorted({int(j) for mask in plan.choice_masks.values() for j in np.unique(table.labels[mask])})
         if worst is not None:
             accuracy, _ = per_class_accuracy(table.logits.argmax(1), table.labels, c)
             return worst_classes(accuracy, worst)
@@ -299,10 +352,14 @@ class SynapticJoin:
                 raise InputError(f"Target class {names[j]} has no example in the validation data.")
         return found
 
-    def _candidates(self, setting: Setting, reader: Reader, train: Any, validation: Any) -> list[Candidate]:
+    def _check_train(self, setting: Setting) -> None:
         for j in setting.targets:
             if not (setting.train.labels == j).any():
                 raise InputError(f"Target class {setting.classes[j]} has no example in the training data.")
+
+    def _candidates(self, setting: Setting, reader: Reader, train: Any, validation: Any) -> list[Candidate]:
+        if setting.operated:  # a fold of a cross-fit may lack a rare class
+            self._check_train(setting)
         if self.method == "theta":
             from tweaknn.join.dissertation import theta_candidates
 
@@ -320,58 +377,35 @@ class SynapticJoin:
         return table_candidates(self.method, setting, self.aan)
 
 
-def conclude(
-    candidates: Sequence[Candidate], setting: Setting, warnings: list[str], settings: dict[str, Any]
-) -> JoinResult:
-    """Order candidates by what they do for the targets on validation and hand over the best, if it helps."""
-    ranked = ordered(candidates, setting)
-    best = ranked[0]
-    targets = [setting.classes[j] for j in setting.targets]
-    helps = best.point.feasible and best.point.value > best.point.base_value + 1e-12
-    rows = np.isin(setting.validation.labels, setting.targets)
-    labels = setting.validation.labels[rows]
-    p = mcnemar(setting.validation.logits[rows].argmax(1) == labels, best.logits[rows].argmax(1) == labels)
-    if helps and p > 0.05:
-        warnings = [
-            *warnings,
-            f"the gain on the targets may be chance (p = {p:.2f} on {len(labels)} validation examples)",
-        ]
-    said = sentence(best, targets, helps)
-    result = JoinResult(
-        delta=None,
-        chosen=best.name if helps else None,
-        candidates=ranked,
-        targets=targets,
-        classes=setting.classes,
-        promise=setting.promise,
-        warnings=warnings,
-        sentence=said,
-        settings={**settings, "p_value_targets": p},
-    )
-    if not helps:
-        return result
-    return replace(result, delta=replace(best.delta, meta=plain(result.to_dict())))
+def masks_of(
+    masks: TargetMasks | None, n_train: int, n_validation: int, alone: bool, apart: tuple[np.ndarray, np.ndarray] | None
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Sub-class targets over the training and over the validation examples as they were read.
+
+    Raises:
+        InputError: a mask of another length, or not of booleans.
+    """
+    over: tuple[dict[str, np.ndarray], dict[str, np.ndarray]] = ({}, {})
+    for name, value in (masks or {}).items():
+        pair = value if isinstance(value, tuple) else (None, value)
+        if alone or apart is not None:  # there is one split only, which may have been parted
+            given = np.asarray(pair[0] if pair[0] is not None else pair[1])
+            _check_mask(name, given, n_train if apart is None else n_train + n_validation, "training")
+            if apart is None:
+                over[0][name] = over[1][name] = given
+            else:
+                over[0][name], over[1][name] = given[apart[0]], given[apart[1]]
+            continue
+        for part, mask, n, what in zip(over, pair, (n_train, n_validation), ("training", "validation"), strict=True):
+            if mask is not None:
+                _check_mask(name, np.asarray(mask), n, what)
+                part[name] = np.asarray(mask)
+    return over
 
 
-def sentence(best: Candidate, targets: list[str], helps: bool) -> str:
-    """What improved and at whose cost."""
-    who = ", ".join(targets)
-    point, c = best.point, best.comparison
-    if not helps:
-        why = f": {point.reason}" if point.reason else ""
-        return f"Nothing found improves {who} on validation while keeping the promise{why}; no file was written."
-    gain = 100 * (point.target - point.base_target)
-    cost = "no class loses" if c.worst_drop >= 0 else f"{c.worst_class} loses {-100 * c.worst_drop:.1f} points"
-    overall = 100 * (c.tweaked.overall - c.base.overall)
-    said = (
-        f"On validation {who} gain{'s' if len(targets) == 1 else ''} {gain:.1f} points "
-        f"({100 * point.base_target:.1f} → {100 * point.target:.1f} %), overall {overall:+.1f}, {cost}."
-    )
-    if best.name == "bias":
-        said += " This is a mere constant on the logits: no synapse did better."
-    elif best.name in CONTROLS:
-        said += f" This is a control ({best.name}): the method itself did not do better."
-    return said
+def _check_mask(name: str, mask: np.ndarray, n: int, what: str) -> None:
+    if mask.dtype != bool or mask.shape != (n,):
+        raise InputError(f"The mask of target {name!r} must be {n} booleans, one for each {what} example, got shape {mask.shape}.")
 
 
 def _n_logits(reader: Reader, examples: Any) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +13,9 @@ from tweaknn.join.comparison import Comparison
 from tweaknn.join.operating import OperatingPoint
 from tweaknn.join.promise import Promise
 from tweaknn.join.table import PooledTable
+
+CAUTION = 0.5
+"""Standard errors every rule is kept by beyond its letter, unless the user says otherwise (``benchmarks/caution.py``)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,6 +29,8 @@ class Candidate:
         comparison: validation figures against the base.
         point: the operating point.
         notes: settings chosen on the way (L2, n, scale, ...).
+        fitted: the delta and its validation logits as they came out of the fit, before strength and biases; None where the method
+            has no such thing.
     """
 
     name: str
@@ -33,6 +39,7 @@ class Candidate:
     comparison: Comparison
     point: OperatingPoint
     notes: dict[str, Any] = field(default_factory=dict)
+    fitted: tuple[Delta, np.ndarray] | None = None
 
     def figures(self) -> dict[str, Any]:
         """JSON-ready validation figures."""
@@ -64,10 +71,14 @@ class Setting:
 
     Attributes:
         train, validation: tables of the same pooled neurons.
-        targets: positions of the target classes.
+        targets: positions of the target classes; of a sub-class, the classes its examples belong to.
         classes: names of the logits.
         frame: a delta without terms for this base, to be filled.
         limit: parameters that a candidate may have, see :func:`tweaknn.join.size.limit_of`.
+        subclasses: name -> ``(n,)`` mask of validation examples; when there are any they are the targets.
+        caution: standard errors by which every rule shall hold on validation beyond its letter, see
+            :func:`tweaknn.join.operating.operate`.
+        operated: bring candidates to their operating point; False leaves them as they were fitted (a fold of a cross-fit).
     """
 
     train: PooledTable
@@ -78,3 +89,23 @@ class Setting:
     frame: Delta
     seed: int
     limit: int = 250_000
+    subclasses: Mapping[str, np.ndarray] = field(default_factory=dict)
+    caution: float = CAUTION
+    operated: bool = True
+
+    @property
+    def aims(self) -> Any:
+        """The targets as :func:`~tweaknn.join.operating.operate` takes them."""
+        return dict(self.subclasses) if self.subclasses else self.targets
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the targets."""
+        return list(self.subclasses) if self.subclasses else [self.classes[j] for j in self.targets]
+
+    @property
+    def target_rows(self) -> np.ndarray:
+        """``(n,)`` which validation examples the targets are made of."""
+        if self.subclasses:
+            return np.any(list(self.subclasses.values()), axis=0)
+        return np.isin(self.validation.labels, self.targets)

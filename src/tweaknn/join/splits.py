@@ -36,13 +36,13 @@ def holdout(
         splitter = StratifiedKFold(folds, shuffle=True, random_state=seed)
         if counts.max() < folds:
             raise InputError(f"No class has {folds} examples, too few to set some aside; give --validation.")
-        parts = [test for _, test in _quietly(splitter, labels, None)]
+        parts = [test for _, test in quietly(splitter, labels, None)]
     else:
         distinct = len(np.unique(groups))
         if distinct < folds:
             raise InputError(f"There are only {distinct} groups, too few to set some aside; give --validation.")
         splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
-        parts = [test for _, test in _quietly(splitter, labels, groups)]
+        parts = [test for _, test in quietly(splitter, labels, groups)]
     second = np.sort(np.concatenate(parts[:taken]))
     first = np.setdiff1d(np.arange(len(labels)), second)
     return first, second
@@ -56,7 +56,7 @@ def _fraction(share: float) -> tuple[int, int]:
     return best[0], min(max(best[1], 1), best[0] - 1)
 
 
-def _quietly(splitter, labels: np.ndarray, groups: np.ndarray | None):  # type: ignore[no-untyped-def]
+def quietly(splitter, labels: np.ndarray, groups: np.ndarray | None):  # type: ignore[no-untyped-def]
     import warnings
 
     with warnings.catch_warnings():  # rare classes are spread as well as they can be; the promise warns about them

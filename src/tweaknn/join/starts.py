@@ -28,6 +28,10 @@ class Effort:
     temperatures: tuple[float, ...] = (0.15, 0.05)
 
 
+QUICK = Effort(windows=(1.0, 0.3), penalties=(1000.0,), sweeps=4, pairs=0, steps=(0.1,), trials=12, temperatures=())
+"""From one operating point to a neighbouring one, whose biases are among the starts."""
+
+
 def moves_of(c: int, sets: list[TargetSet], effort: Effort) -> np.ndarray:
     """Sets of classes to move together: each alone, pairs (all of them for few classes), the targets as one."""
     moves = [np.arange(c) == j for j in range(c)]
@@ -41,6 +45,8 @@ def moves_of(c: int, sets: list[TargetSet], effort: Effort) -> np.ndarray:
 
 def starts_of(search: Search, given: Sequence[np.ndarray], effort: Effort, large: bool) -> list[np.ndarray]:
     starts = [np.zeros(search.c), *(np.asarray(b, dtype=np.float64) for b in given)]
+    if not effort.temperatures:
+        return starts
     top = np.partition(search.z, -2, axis=1)[:, -2:]
     unit = float(np.median(top[:, 1] - top[:, 0])) or 1.0
     bias = np.zeros(search.c)

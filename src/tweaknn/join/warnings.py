@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from scipy import stats
 
+from tweaknn.join.arrange import Arrangement
 from tweaknn.join.promise import Promise
+from tweaknn.join.setting import CAUTION
 from tweaknn.join.table import PooledTable
 
 FEW = 100
 """Below so many validation examples a floor on a class's accuracy holds only by several points either way."""
+
+
+SEEN = 2.0
+"""How many times the caution is taken where the base was trained on the examples that are chosen on (``benchmarks/operating``)."""
 
 
 def thin_warnings(labels: np.ndarray, classes: Sequence[str], targets: Sequence[int], promise: Promise) -> list[str]:
@@ -26,33 +33,52 @@ def thin_warnings(labels: np.ndarray, classes: Sequence[str], targets: Sequence[
 
 
 def base_saw_warnings(
-    base_saw: str | None, train: PooledTable, validation: PooledTable, *, set_aside: bool
+    base_saw: str | None, train: PooledTable, validation: PooledTable, plan: Arrangement
 ) -> list[str]:
-    """Whether validation examples were part of the base's own training, as told or as the accuracies suggest."""
-    if base_saw in ("validation", "both"):
+    """Whether the examples that are chosen on were part of the base's own training, as told or as the accuracies suggest."""
+    if plan.seen:
         return [
-            "the base was trained on the validation data, which flatters whatever fits hardest: "
-            "expect less on new data, and smaller classes to pay; give --validation data the base never saw"
+            "the base was trained on the examples the operating point is chosen on, which flatters whatever fits hardest: every rule is "
+            "kept with more caution for that, but expect less on new data; better give --validation data the base never saw"
         ]
-    right_t, right_v = (int((t.logits.argmax(1) == t.labels).sum()) for t in (train, validation))
-    n_t, n_v = len(train.labels), len(validation.labels)
-    gap = right_v / n_v - right_t / n_t
-    p = float(stats.fisher_exact([[right_t, n_t - right_t], [right_v, n_v - right_v]])[1])
-    if base_saw is None and p < 0.01 and gap > 0.02:
-        return [
-            f"the base is {100 * gap:.1f} points better on validation than on train: "
-            "validation was probably part of its own training; say so with --base-saw, or give other validation data"
-        ]
-    if base_saw is None and p < 0.01 and gap < -0.02:
-        return [
-            f"the base is {-100 * gap:.1f} points better on train than on validation: it was probably trained on the former, "
-            "so the fit sees easier examples than it will meet"
-        ]
-    if set_aside and base_saw == "train":
-        return [
-            "validation was set aside from data the base was trained on, which flatters whatever fits hardest; "
-            "give --validation data the base never saw"
-        ]
-    if base_saw is None and right_v == n_v:
+    if base_saw is not None:
+        return []
+    right_v, n_v = int((validation.logits.argmax(1) == validation.labels).sum()), len(validation.labels)
+    if validation is not train:
+        gap, p = _gap(train, validation)
+        if p < 0.01 and gap > 0.02:
+            return [
+                f"the base is {100 * gap:.1f} points better on validation than on train: validation was probably part of its own "
+                "training; more caution is taken for that; say so with --base-saw, or give other validation data"
+            ]
+        if p < 0.01 and gap < -0.02:
+            return [
+                f"the base is {-100 * gap:.1f} points better on train than on validation: it was probably trained on the former, "
+                "so the fit sees easier examples than it will meet"
+            ]
+    if right_v == n_v:
         return ["the base makes no mistake on validation, which suggests that it was trained on it"]
     return []
+
+
+def cautious(base_saw: str | None, prepared: Any, plan: Arrangement) -> float:
+    """The default caution in standard errors: :data:`~tweaknn.join.setting.CAUTION`, and more where the base saw, or seems to have
+    seen, the examples that are chosen on (:data:`SEEN`)."""
+    if plan.seen:
+        return CAUTION * SEEN
+    train, validation = prepared.train_table, prepared.validation_table
+    if base_saw is None and validation is not train:
+        gap, p = _gap(train, validation)
+        if p < 0.01 and gap > 0.02:
+            return CAUTION * SEEN
+    if base_saw is None and bool((validation.logits.argmax(1) == validation.labels).all()):
+        return CAUTION * SEEN
+    return CAUTION
+
+
+def _gap(train: PooledTable, validation: PooledTable) -> tuple[float, float]:
+    """Accuracy on validation less accuracy on train, and its p-value (Fisher)."""
+    right_t, right_v = (int((t.logits.argmax(1) == t.labels).sum()) for t in (train, validation))
+    n_t, n_v = len(train.labels), len(validation.labels)
+    p = float(stats.fisher_exact([[right_t, n_t - right_t], [right_v, n_v - right_v]])[1])
+    return right_v / n_v - right_t / n_t, p
