@@ -79,7 +79,8 @@ def study(name: str, seeds: int, tolerances: tuple[float, ...]) -> list[dict[str
                     figures = judged(there.logits, moved, there.labels, [target], tolerance)
                     rows.append(
                         {"pool": name, "seed": seed, "target": target, "tolerance": tolerance, "caution": caution,
-                         "feasible": point.feasible, "strength": strength, "kept": found.notes["caution"], "promised": point.gain, **figures}
+                         "feasible": point.feasible, "strength": strength, "kept": found.notes["caution"],
+                         "promised": point.gain, **figures}
                     )  # fmt: skip
     return rows
 

@@ -89,9 +89,9 @@ def test_no_example_is_fitted_and_judged_at_once():
 
 def test_groups_stay_in_one_fold():
     y = np.tile(np.arange(C), 50)
-    groups = np.repeat(np.arange(16), 5)
+    groups = np.repeat(np.arange(40), 5)
     fold = folds_of(y, np.ones(200, dtype=bool), groups, 0)
-    assert all(len(set(fold[groups == g])) == 1 for g in range(16))
+    assert all(len(set(fold[groups == g])) == 1 for g in range(40))
     with pytest.raises(InputError, match="too few"):
         folds_of(y, np.ones(200, dtype=bool), np.zeros(200, dtype=int), 0)
 

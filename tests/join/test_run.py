@@ -208,7 +208,15 @@ def test_warns_when_validation_was_seen(data, model):
     result = SynapticJoin(base_saw="validation").fit(
         model, loader(data.train), loader(data.validation), worst=1, classes=CLASSES
     )
-    assert any("trained on the validation data" in sentence for sentence in result.warnings)
+    assert any("the base saw the validation data" in sentence for sentence in result.warnings)
+    assert result.settings["n_validation"] == len(data.train[1]), "it chooses on what the base has not seen"
+    result = SynapticJoin(method="fit", base_saw="both").fit(
+        model, loader(data.train), loader(data.validation), worst=1, classes=CLASSES
+    )
+    assert any("the base was trained on the examples" in sentence for sentence in result.warnings)
+    assert result.settings["caution"] > SynapticJoin(base_saw="none").fit(
+        model, loader(data.train), loader(data.validation), worst=1, classes=CLASSES
+    ).settings["caution"]
     # the base's own training data as validation: the accuracy gap gives it away
     result = SynapticJoin().fit(model, loader(data.train), loader(data.base), targets=[8], classes=CLASSES)
     assert any("validation was probably part" in s or "makes no mistake" in s for s in result.warnings)

@@ -70,7 +70,9 @@ def read_costs(path: Path, classes: list[str] | None) -> np.ndarray:
             heads = [cell.strip() for cell in rows[0][1:]]
             return _named({row[0].strip(): dict(zip(heads, map(float, row[1:]), strict=True)) for row in rows[1:]}, path, classes)
         return np.array([[float(cell) for cell in row] for row in rows], dtype=float)
-    except (ValueError, TypeError):
+    except InputError:
+        raise
+    except (ValueError, TypeError, IndexError):
         raise InputError(f"--costs {path}: is not a matrix of numbers, one row a true class, one column a prediction.") from None
 
 

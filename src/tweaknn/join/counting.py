@@ -169,8 +169,8 @@ def caution_of(
     """``errors`` standard errors of every rule's count, as estimated where the logits are ``z`` (n, c).
 
     A drop is a paired difference: of ``d`` examples whose correctness changed, its count has the standard error ``sqrt(d)``. The
-    count of an absolute floor, or of false calls, is binomial. Whole examples only: a fraction of one asks for nothing. Targets are not cautioned: their gain is the slack. ``errors`` may be
-    one number a class.
+    count of an absolute floor, or of false calls, is binomial. Whole examples only: a fraction of one asks for nothing. Targets are
+    not cautioned: their gain is the slack. ``errors`` may be one number a class.
     """
     n, c = z.shape
     p = z.argmax(1)
