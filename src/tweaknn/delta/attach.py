@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 from tweaknn.delta.forward import Change, gather, reading
 from tweaknn.delta.hooked import HookedNet
 from tweaknn.delta.plan import Primitive, plan
+from tweaknn.delta.quick import quicken
 from tweaknn.delta.value import LOGITS, Delta
 from tweaknn.errors import DeltaError, ModelError
 from tweaknn.network.clone import share, unwrap
@@ -91,7 +92,8 @@ class Tweaked(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the base returns, with the delta's part added to its logits."""
-        return self.net(*args, **kwargs)
+        # past the wrappers that torch.fx puts around its modules' calls; nobody hangs hooks on ``net``
+        return self.net.forward(*args, **kwargs)
 
     def train(self, mode: bool = True) -> Tweaked:
         """Remember ``mode``; the layers stay in eval mode."""
@@ -137,6 +139,7 @@ def _one(delta: Delta, net: nn.Module, root: nn.Module, device: torch.device, ex
     # names are kept in the nodes: they survive deep copies, and a delta on top finds them again
     for name, node in nodes.items():
         node.meta["tweaknn"] = name
+    quicken(module)
     return insert(delta, module, device)
 
 

@@ -35,6 +35,29 @@ class LogitsOnly(nn.Module):
         return logits_of(self.net(*args, **kwargs), self.head)
 
 
+def _taking(net: LogitsOnly, names: Sequence[str]) -> nn.Module:
+    """``net`` with the keyword arguments ``names`` in its signature.
+
+    torch.export writes guards about ``**kwargs`` that its own loaded programs cannot evaluate (``L['kwargs'][...]``).
+    """
+    if not all(name.isidentifier() for name in names):
+        raise InputError(f"Inputs must be named as Python names its arguments, not {', '.join(names)}.")
+    space: dict[str, Any] = {}
+    exec(f"def forward(self, {', '.join(names)}):\n    return self.run({', '.join(f'{n}={n}' for n in names)})", space)
+
+    class Named(nn.Module):
+        forward = space["forward"]
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = net
+
+        def run(self, **kwargs: Any) -> Tensor:
+            return self.net(**kwargs)
+
+    return Named().eval()
+
+
 def export(
     tweaked: nn.Module,
     path: str | os.PathLike[str],
@@ -64,7 +87,9 @@ def export(
         raise InputError(f"Format {format!r} is none of {', '.join(FORMATS)}.")
     delta = tweaked.delta if isinstance(tweaked, Tweaked) else None
     x = _example(tweaked, delta, example_x, input_shape)
-    net = LogitsOnly(tweaked, delta.head if delta is not None else None).eval()
+    net: nn.Module = LogitsOnly(tweaked, delta.head if delta is not None else None).eval()
+    if isinstance(x, dict):
+        net = _taking(net, list(x))  # type: ignore[arg-type]
     target = Path(path)
     temporary = target.parent / f".{target.name}.{secrets.token_hex(8)}.{format}"
     if not target.parent.is_dir() or target.is_dir():
@@ -104,9 +129,9 @@ def _dynamic(x: Any) -> Any:
     return {0: batch}
 
 
-def _program(net: LogitsOnly, x: Any) -> torch.export.ExportedProgram:
+def _program(net: nn.Module, x: Any) -> torch.export.ExportedProgram:
     args, kwargs = ((), dict(x)) if isinstance(x, dict) else ((x,), None)
-    shapes = {"kwargs": _dynamic(x)} if isinstance(x, dict) else {"args": (_dynamic(x),)}
+    shapes = _dynamic(x) if isinstance(x, dict) else {"args": (_dynamic(x),)}
     problem: Exception | None = None
     # hooks are plain Python, which only the non-strict way follows; the strict way sees through more of the rest
     for strict in (False,) if any(isinstance(m, HookedNet) for m in net.modules()) else (False, True):
@@ -119,13 +144,13 @@ def _program(net: LogitsOnly, x: Any) -> torch.export.ExportedProgram:
     raise ModelError(f"torch.export cannot follow this network: {reason}")
 
 
-def _to_pt2(net: LogitsOnly, x: Any, path: Path) -> None:
+def _to_pt2(net: nn.Module, x: Any, path: Path) -> None:
     buffer = io.BytesIO()
     torch.export.save(_program(net, x), buffer)
     path.write_bytes(buffer.getvalue())
 
 
-def _to_onnx(net: LogitsOnly, x: Any, path: Path) -> None:
+def _to_onnx(net: nn.Module, x: Any, path: Path) -> None:
     try:
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401
@@ -144,7 +169,7 @@ def _to_onnx(net: LogitsOnly, x: Any, path: Path) -> None:
         raise ModelError(f"This network cannot be written as ONNX: {reason}") from None
 
 
-def _difference(net: LogitsOnly, x: Any, path: Path, format: str) -> float:
+def _difference(net: nn.Module, x: Any, path: Path, format: str) -> float:
     """Largest difference of logits between the network and the file, on batches of 2 and 3 examples."""
     run = _onnx_runner(path) if format == "onnx" else _pt2_runner(path)
     largest = 0.0

@@ -38,12 +38,15 @@ def everything(x: Tensor) -> Tensor:
     return x.flatten(1).float()
 
 
-def total(x: Tensor, axes: Sequence[int], positions: int) -> Tensor:
-    """Sums over ``axes``: ``(n, *shape) -> (n, channels)`` float32; in an input of another size, as if it had as many
-    ``positions`` as the one the delta was made for."""
-    over = list(axes)
-    values = x.sum(over) if x.dtype == torch.float32 else x.sum(over, dtype=torch.float32)
-    return _rescaled(values, x, axes, positions)
+def total(x: Tensor, axes: list[int], sides: Sequence[int]) -> Tensor:
+    """Sums over ``axes``: ``(n, *shape) -> (n, channels)`` float32; in an input of another size, as if its ``axes`` were
+    as long as ``sides``, those of the input the delta was made for."""
+    values = x.sum(axes, dtype=torch.float32)
+    # size by size: at batch 1 the comparison of two shapes costs as much as the sum itself
+    for axis, side in zip(axes, sides):
+        if x.size(axis) != side:
+            return _rescaled(values, x, axes, math.prod(sides))
+    return values
 
 
 def _rescaled(values: Tensor, x: Tensor, axes: Sequence[int], positions: int) -> Tensor:
@@ -53,9 +56,9 @@ def _rescaled(values: Tensor, x: Tensor, axes: Sequence[int], positions: int) ->
     return values if found == positions else values * (positions / found)
 
 
-def highest(x: Tensor, axes: Sequence[int]) -> Tensor:
+def highest(x: Tensor, axes: list[int]) -> Tensor:
     """Maxima over ``axes``: ``(n, *shape) -> (n, channels)`` float32."""
-    values = x.amax(list(axes))
+    values = x.amax(axes)
     return values if values.dtype == torch.float32 else values.float()
 
 
@@ -75,15 +78,15 @@ def reading(primitive: Primitive) -> tuple[Any, tuple[Any, ...], bool]:
     """How a primitive is computed: a function of the activation, its further arguments, and whether the primitive's
     index comes in addition: as the function's second argument (``position``), or as a selection from its result."""
     axes = [axis + 1 for axis in range(len(primitive.shape)) if axis != primitive.channel_axis]
-    positions = math.prod(primitive.shape) // primitive.shape[primitive.channel_axis]
+    sides = [primitive.shape[axis - 1] for axis in axes]
     if primitive.kind == "position":
         return (everything, (), False) if primitive.every else (gather, (primitive.shape,), True)
     if primitive.kind == "quarters":
-        return quarters, (primitive.channel_axis, positions), not primitive.every
+        return quarters, (primitive.channel_axis, math.prod(sides)), not primitive.every
     if not axes and primitive.kind in ("sum", "max"):
         return everything, (), not primitive.every
     if primitive.kind == "sum":
-        return total, (axes, positions), not primitive.every
+        return total, (axes, sides), not primitive.every
     if primitive.kind == "max":
         return highest, (axes,), not primitive.every
     return pool, (primitive.channel_axis, primitive.kind), not primitive.every
@@ -137,31 +140,35 @@ class Change(nn.Module):
         """``logits`` ``(n, c)``, ``values`` the primitives' ``(n, k)`` each, in the plan's order."""
         if self.nothing:
             return logits
-        change = self.change(logits, values).to(logits.dtype)
+        change = self.change(logits, values)
+        if change.dtype != logits.dtype:
+            change = change.to(logits.dtype)
         return logits + change if self.everywhere else logits.index_add(1, self.touched, change)
 
     def change(self, logits: Tensor, values: Sequence[Tensor]) -> Tensor:
         """What is added to the touched logits, ``(n, t)``, in float32."""
         if not values:
             return self.bias.float().expand(logits.shape[0], -1)
-        if _autocasting(logits.device.type):
+        if torch.is_autocast_enabled(logits.device.type):
             # sums over thousands of positions do not fit half precision
             with torch.autocast(logits.device.type, enabled=False):
                 return self._matrices(values)
         return self._matrices(values)
 
     def _matrices(self, values: Sequence[Tensor]) -> Tensor:
-        features = torch.cat(list(values), dim=1) if len(values) > 1 else values[0]
-        bias = self.bias.float()  # the network may have been turned to half precision, the sums may not
+        features = torch.cat(values, dim=1) if len(values) > 1 else values[0]  # type: ignore[arg-type]
+        bias = _single(self.bias)
         if self.linear:
-            change = torch.addmm(bias, features, self.weight.float())  # type: ignore[operator,arg-type]
+            change = torch.addmm(bias, features, _single(self.weight))  # type: ignore[arg-type]
         else:
             change = bias
         for h, name in enumerate(self.activations):
-            w1, b1, w2 = (getattr(self, f"{part}_{h}").float() for part in ("w1", "b1", "w2"))
-            change = change + ACTIVATIONS[name](torch.addmm(b1, features, w1)) @ w2
+            w1, b1, w2 = (_single(getattr(self, f"{part}_{h}")) for part in ("w1", "b1", "w2"))
+            hidden = ACTIVATIONS[name](torch.addmm(b1, features, w1))
+            change = torch.addmm(change, hidden, w2)
         return change
 
 
-def _autocasting(device_type: str) -> bool:
-    return torch.is_autocast_enabled(device_type)
+def _single(tensor: Tensor) -> Tensor:
+    """The network may have been turned to half precision, the sums may not."""
+    return tensor if tensor.dtype == torch.float32 else tensor.float()
