@@ -127,12 +127,17 @@ def _settings(setting: Setting, hidden: int | None, room: int) -> AANSettings:
     return AANSettings(seed=setting.seed, batch=batch, rate=rate, hidden=hidden, parameters=room, epochs=epochs)
 
 
+def fits(setting: Setting, room: int) -> bool:
+    """Whether ``room`` parameters are enough for an AAN worth the name: :data:`SMALL` hidden neurons on as many inputs."""
+    return room >= SMALL * (SMALL + 1 + setting.train.logits.shape[1]) + 3 * setting.train.logits.shape[1]
+
+
 def _columns(train: PooledTable, choice: AANChoice, room: int) -> np.ndarray:
     """What it reads: a preset's number of active neurons, else all that leave room for some hidden neurons."""
     every = np.arange(train.features.shape[1])
     c = train.logits.shape[1]
     wanted = choice.preset[0] if choice.preset else len(every)
-    asked = choice.preset[1] if choice.preset else (choice.hidden if isinstance(choice.hidden, int) else 32)
+    asked = choice.preset[1] if choice.preset else (choice.hidden if isinstance(choice.hidden, int) else SMALL)
     most = max((room - 3 * c) // asked - c - 1, 1)
     if choice.hidden is None:
         wanted = min(wanted, most)

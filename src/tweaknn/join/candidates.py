@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
+from weakref import WeakKeyDictionary, ref
 
 import numpy as np
 import torch
@@ -25,7 +26,10 @@ CONTROLS = ("bias", "random-neurons", "last-layer")
 WIDEST = 2048
 """Neurons that one convex fit reads at most: its cost grows with the square of their number."""
 
-_ROUGH = 1e-4  # largest gradient entry at which strengths are compared; only the chosen one is solved to its optimum
+MUCH = 300_000_000
+"""Rows x neurons x classes beyond which the choice between convex fits leaves the views out."""
+
+_ROUGH = 5e-4  # largest gradient entry at which strengths are compared; only the chosen one is solved to its optimum
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +45,25 @@ class Made:
         return settle(setting, name, replace(self.delta, kind=name), self.logits, **self.notes)
 
 
+_KEPT: WeakKeyDictionary[PooledTable, list[tuple[tuple[Any, ...], Made]]] = WeakKeyDictionary()
+
+
+def once(setting: Setting, key: tuple[Any, ...], make: Callable[[], Made]) -> Made:
+    """What ``make`` gives, kept as long as the training table lives: no fit depends on the targets or the promise, so that a join for
+    another target on the same tables costs an operating point and nothing else.
+
+    ``key`` says everything beside the tables that the fit depends on.
+    """
+    kept = _KEPT.setdefault(setting.train, [])
+    whole = (*key, setting.seed, setting.limit)
+    for other, made in kept:
+        if other[1:] == whole and other[0]() is setting.validation:
+            return made
+    made = make()
+    kept.append(((ref(setting.validation), *whole), made))
+    return made
+
+
 def bias_alone(setting: Setting) -> Candidate:
     """Control: nothing but a constant on each logit."""
     held = setting.validation
@@ -52,9 +75,8 @@ def linear(
     setting: Setting, name: str, columns: np.ndarray, grid: Sequence[float] = L2_GRID, **notes: Any
 ) -> Candidate:
     """:func:`fitted` synapses at their operating point."""
-    made = fitted(setting, name, columns, grid)
-    made.notes.update(notes)
-    return made.settle(setting, name)
+    made = once(setting, (name, columns.tobytes(), tuple(grid)), lambda: fitted(setting, name, columns, grid))
+    return Made(made.delta, made.logits, {**made.notes, **notes}).settle(setting, name)
 
 
 def fitted(
@@ -156,15 +178,27 @@ def last_layer(table: PooledTable) -> np.ndarray:
 
 def best_linear(setting: Setting, name: str = "fit") -> Made:
     """The convex fit that validation's log loss prefers: of all layers alike, of all with the early ones penalised more (by the
-    fourth power of their depth, so that with many classes and few examples the last ones decide), of the last one alone."""
+    fourth power of their depth, so that with many classes and few examples the last ones decide), of the last one alone.
+
+    Where there is much to fit (:data:`MUCH`), layers and penalty are chosen without the views, and only the fit chosen is solved with
+    them.
+    """
     table = setting.train
-    every = np.arange(table.features.shape[1])
-    tried = [("last", fitted(setting, name, last_layer(table)))]
-    if len(last_layer(table)) < len(every):
-        tried.append(("all", fitted(setting, name, every)))
-        tried.append(("graded", fitted(setting, name, every, scale=depth(table) ** 2)))
-    layers, made = min(tried, key=lambda pair: pair[1].notes["log_loss"])
-    return Made(made.delta, made.logits, {**made.notes, "layers_fitted": layers})
+    every, last = np.arange(table.features.shape[1]), last_layer(table)
+    weights = min(len(every), WIDEST) * len(setting.classes)
+    much = bool(table.views) and len(table.labels) * (1 + len(table.views)) * weights > MUCH
+    first = replace(setting, train=replace(table, views=())) if much else setting
+    kinds: dict[str, tuple[np.ndarray, np.ndarray | None]] = {"last": (last, None)}
+    if len(last) < len(every):
+        kinds |= {"all": (every, None), "graded": (every, depth(table) ** 2)}
+    tried = {kind: fitted(first, name, columns, scale=scale) for kind, (columns, scale) in kinds.items()}
+    best = min(tried, key=lambda kind: tried[kind].notes["log_loss"])
+    made = tried[best]
+    if much:
+        columns, scale = kinds[best]
+        again = fitted(setting, name, columns, [made.notes["l2"]], scale=scale)
+        made = again if again.notes["log_loss"] < made.notes["log_loss"] else made
+    return Made(made.delta, made.logits, {**made.notes, "layers_fitted": best})
 
 
 def _softmax(z: np.ndarray) -> np.ndarray:

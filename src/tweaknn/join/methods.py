@@ -10,14 +10,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 
 from tweaknn.delta import Linear, Term, synapses
 from tweaknn.errors import InputError
-from tweaknn.join.aans import LEAST, AANChoice, aan, blended
-from tweaknn.join.candidates import Candidate, best_linear, controls, pick
+from tweaknn.join.aans import LARGEST, LEAST, AANChoice, aan, blended, fits
+from tweaknn.join.candidates import Candidate, best_linear, controls, once, pick
 from tweaknn.join.selected import SELECTIONS, selected
 from tweaknn.join.setting import Setting
 from tweaknn.join.settle import settle
@@ -56,16 +57,15 @@ def table_candidates(method: str, setting: Setting, choice: AANChoice | None = N
     Raises:
         InputError: the method is none of these, or an AAN of the size asked for does not fit.
     """
-    plain = means(setting.train)
-    small = replace(setting, train=columns_of(setting.train, plain), validation=columns_of(setting.validation, plain))
+    small = of_means(setting)
     if method == "controls":
         own = []
     elif method == "fit":
-        own = [best_linear(small).settle(small, "fit")]
+        own = [once(small, ("fit",), lambda: best_linear(small)).settle(small, "fit")]
     elif method in SELECTIONS and method != "mixed":
         own = [selected(small, method)]
     elif method in ("aan", "aan-grouped"):
-        own = [aan(setting, method, choice).settle(setting, method)]
+        own = [once(setting, (method, choice), lambda: aan(setting, method, choice)).settle(setting, method)]
     elif method == "best":
         own = best(setting, small, choice)
     else:
@@ -75,16 +75,28 @@ def table_candidates(method: str, setting: Setting, choice: AANChoice | None = N
 
 def best(setting: Setting, small: Setting, choice: AANChoice | None = None) -> list[Candidate]:
     """The default's own candidates: the convex fit, an AAN where there are examples enough for one, and their mean."""
-    fit = best_linear(small)
+    # each of the two has room for half of what a delta may hold, so that their mean has room as well
+    half = replace(small, limit=setting.limit // 2)
+    fit = once(half, ("fit",), lambda: best_linear(half))
     own = [fit.settle(small, "fit")]
-    if len(setting.train.labels) < LEAST:
+    room = min(LARGEST, setting.limit - fit.delta.parameters)
+    if len(setting.train.labels) < LEAST or not fits(setting, room):
         return own
-    room = setting.limit - fit.delta.parameters
-    net = aan(setting, "aan", choice, min(250_000, room)) if room > 0 else None
-    if net is not None:
-        own.append(net.settle(setting, "aan"))
-        own.append(blended(setting, fit, net).settle(setting, "mean"))
-    return own
+    net = once(setting, ("aan", choice, room), lambda: aan(setting, "aan", choice, room))
+    return [*own, net.settle(setting, "aan"), blended(setting, fit, net).settle(setting, "mean")]
+
+
+_SMALL: WeakKeyDictionary[PooledTable, PooledTable] = WeakKeyDictionary()
+
+
+def of_means(setting: Setting) -> Setting:
+    """The setting with tables of every layer's mean alone, made once for each table."""
+    plain = means(setting.train)
+    for table in (setting.train, setting.validation):
+        if table not in _SMALL and len(plain) < table.features.shape[1]:
+            _SMALL[table] = columns_of(table, plain)
+    train, held = (_SMALL.get(table, table) for table in (setting.train, setting.validation))
+    return replace(setting, train=train, validation=held)
 
 
 def means(table: PooledTable) -> np.ndarray:
