@@ -23,6 +23,7 @@ from tweaknn.join.promise import Promise, class_position
 from tweaknn.join.reading import Views, reading, source_of, views_of
 from tweaknn.join.result import JoinResult, conclude
 from tweaknn.join.setting import Candidate, Setting
+from tweaknn.join.settle import settle
 from tweaknn.join.size import limit_of
 from tweaknn.join.splits import holdout
 from tweaknn.join.table import PooledTable, read_pooled, stored_pooled
@@ -49,6 +50,7 @@ class Prepared:
         cross: fits and choices go fold by fold.
         apart: positions in the user's training data of ``train`` and ``validation``, where the latter was set aside from it.
         groups: of ``train`` and ``validation``.
+        fits: what was fitted already; fits do not depend on the targets, so a second target costs an operating point only.
     """
 
     reader: Reader
@@ -62,7 +64,11 @@ class Prepared:
     cross: bool = False
     apart: tuple[np.ndarray, np.ndarray] | None = None
     groups: tuple[np.ndarray | None, np.ndarray | None] = (None, None)
+    fits: dict[tuple[Any, ...], list[Candidate]] = field(default_factory=dict, repr=False)
 
+
+TARGETLESS = ("best", "fit", "aan", "aan-grouped")
+"""Methods whose fits are the same whatever the targets."""
 
 TargetMasks = Mapping[str, np.ndarray | tuple[np.ndarray, np.ndarray]]
 """Sub-class targets: name -> mask over the validation data (the training data, where there is no other), or one over each."""
@@ -244,19 +250,15 @@ class SynapticJoin:
             plan.train, plan.choice, tuple(chosen_targets), names, promise, prepared.frame, self.seed,
             limit_of(prepared.reader.model), plan.choice_masks, caution,
         )  # fmt: skip
-        if plan.fold is None:
-            candidates = self._candidates(setting, prepared.reader, prepared.train, prepared.validation)
+        self._check_train(setting)
+        if self.method in TARGETLESS:
+            key = (self.method, self.seed, self.confidence is not None, cross, self.base_saw, repr(self.aan))
+            if key not in prepared.fits:
+                prepared.fits[key] = self._fits(replace(setting, operated=False), prepared, plan)
+            fits = [(fit, fit.fitted) for fit in prepared.fits[key]]
+            candidates = [settle(setting, fit.name, *made, **fit.notes) for fit, made in fits if made is not None]
         else:
-            self._check_train(setting)
-
-            def make(part: Setting) -> list[Candidate]:
-                return self._candidates(part, prepared.reader, None, None)
-
-            with self.bar("Cross-fitting", int(plan.fold.max()) + 1) as progress:
-                candidates = cross_fitted(
-                    make, setting, plan.train, plan.fold, plan.pool_masks, progress,
-                    split_limit=self.method in ("best", "aan", "aan-grouped"),
-                )  # fmt: skip
+            candidates = self._fits(setting, prepared, plan)
         settings = {
             "method": self.method,
             "layers": self.layers if isinstance(self.layers, str) else list(self.layers),
@@ -272,6 +274,20 @@ class SynapticJoin:
             "base_saw": self.base_saw,
         }
         return conclude(candidates, setting, warnings, settings, plan.held, self.confidence)
+
+    def _fits(self, setting: Setting, prepared: Prepared, plan: Arrangement) -> list[Candidate]:
+        """Candidates of the method, fitted on the plan's train split or fold by fold."""
+        if plan.fold is None:
+            return self._candidates(setting, prepared.reader, prepared.train, prepared.validation)
+
+        def make(part: Setting) -> list[Candidate]:
+            return self._candidates(part, prepared.reader, None, None)
+
+        with self.bar("Cross-fitting", int(plan.fold.max()) + 1) as progress:
+            return cross_fitted(
+                make, setting, plan.train, plan.fold, plan.pool_masks, progress,
+                split_limit=self.method in ("best", "aan", "aan-grouped"),
+            )  # fmt: skip
 
     # -- steps ---------------------------------------------------------------------------------------------------
 
@@ -358,8 +374,6 @@ class SynapticJoin:
                 raise InputError(f"Target class {setting.classes[j]} has no example in the training data.")
 
     def _candidates(self, setting: Setting, reader: Reader, train: Any, validation: Any) -> list[Candidate]:
-        if setting.operated:  # a fold of a cross-fit may lack a rare class
-            self._check_train(setting)
         if self.method == "theta":
             from tweaknn.join.dissertation import theta_candidates
 
