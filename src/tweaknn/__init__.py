@@ -16,7 +16,7 @@ _WHERE = {
     "Comparison": "tweaknn.join.comparison",
     "Delta": "tweaknn.delta",
     "Diagnosis": "tweaknn.join.diagnosis",
-    "JoinResult": "tweaknn.join.run",
+    "JoinResult": "tweaknn.join.result",
     "Promise": "tweaknn.join.promise",
     "SynapticJoin": "tweaknn.join.run",
     "TweaknnError": "tweaknn.errors",
@@ -34,7 +34,8 @@ if TYPE_CHECKING:
     from tweaknn.join.comparison import Comparison, compare_logits
     from tweaknn.join.diagnosis import Diagnosis, diagnose
     from tweaknn.join.promise import Promise
-    from tweaknn.join.run import JoinResult, SynapticJoin
+    from tweaknn.join.result import JoinResult
+    from tweaknn.join.run import SynapticJoin
     from tweaknn.network import fingerprint
 
 __all__ = [
