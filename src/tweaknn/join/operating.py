@@ -17,7 +17,7 @@ from tweaknn.errors import InputError
 from tweaknn.join.counting import TargetSet, caution_of, rules_of, target_sets, why
 from tweaknn.join.lattice import least_biases
 from tweaknn.join.promise import Promise
-from tweaknn.join.search import Rules, Search
+from tweaknn.join.search import Rules, Search, nearest_flips
 from tweaknn.join.starts import Effort, moves_of, starts_of
 
 ROUNDS = 2
@@ -206,9 +206,11 @@ def _descend(search: Search, bias: np.ndarray, fixed: np.ndarray, effort: Effort
     key, best = trial(bias)
     targets = np.flatnonzero(fixed)
     spent = 1
-    for step in effort.steps:
+    large = search.n * search.c > effort.large
+    most = min(effort.trials, 4 * len(targets)) if large else effort.trials
+    for step in effort.steps[:1] if large else effort.steps:
         improved = True
-        while improved and spent < effort.trials:
+        while improved and spent < most:
             improved = False
             for j in targets:
                 for s in (step, -step):
@@ -223,17 +225,9 @@ def _descend(search: Search, bias: np.ndarray, fixed: np.ndarray, effort: Effort
 
 def _settle(search: Search, bias: np.ndarray) -> np.ndarray:
     """Centre each bias between the nearest flips on either side (no prediction changes), median 0, float32."""
-    bias = bias.copy()
+    bias = bias.astype(np.float64)
     for _ in range(2):
-        s = search.z + bias
-        order = np.argpartition(s, -2, axis=1)[:, -2:]
-        two = np.take_along_axis(s, order, 1)
-        best_at = np.where(two[:, 0] >= two[:, 1], order[:, 0], order[:, 1])
-        best, second = two.max(1), two.min(1)
-        own = np.arange(search.c) == best_at[:, None]
-        away = np.where(own, second[:, None] - s, best[:, None] - s)  # step at which the row flips to or from the class
-        up = np.where(away > 0, away, np.inf).min(0)
-        down = np.where(away < 0, away, -np.inf).max(0)
+        up, down = nearest_flips(search.z, bias)
         # Moving all classes at once must keep every prediction: half of the half is always safe for pairs.
         step = np.where(np.isfinite(up) & np.isfinite(down), (up + down) / 4, 0.0)
         if np.abs(step).max() < 1e-9:

@@ -236,3 +236,25 @@ class Search:
 def _rank_all(st, best, second):  # pragma: no cover - compiled
     for k in range(st.shape[1]):
         _rank(st, best, second, k)
+
+
+@nb.njit(cache=True)
+def nearest_flips(z, bias):  # pragma: no cover - compiled
+    """For each class the smallest step up (c,), and down (c,), of its own bias at which some prediction flips; infinite if none."""
+    n, c = z.shape
+    up, down = np.full(c, np.inf), np.full(c, -np.inf)
+    for k in range(n):
+        best, second, at = -np.inf, -np.inf, -1
+        for j in range(c):
+            s = z[k, j] + bias[j]
+            if s > best:
+                second, best, at = best, s, j
+            elif s > second:
+                second = s
+        for j in range(c):
+            away = (second if j == at else best) - (z[k, j] + bias[j])
+            if away > 0:
+                up[j] = min(up[j], away)
+            elif away < 0:
+                down[j] = max(down[j], away)
+    return up, down
