@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -34,6 +36,7 @@ def command(
     mend: Annotated[str | None, typer.Option(help="CLASS or worst:K: mend these classes afterwards (Δnn).")] = None,
     rate: Annotated[float, typer.Option(help="Highest learning rate.")] = 0.1,
     decay: Annotated[float, typer.Option(help="Weight decay.")] = 5e-4,
+    clip: Annotated[float, typer.Option(min=0, help="Longest gradient; 0 leaves gradients alone.")] = 1.0,
     augment: Annotated[bool, typer.Option(help="Random crops of images, and flips of colour ones.")] = True,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run in --out.")] = False,
     weights: o.Weights = None,
@@ -62,7 +65,8 @@ def command(
     if prune:
         prune |= {"alpha": alpha} | ({} if beta is None else {"beta": beta})
     recipe = Recipe(
-        epochs=epochs, batch_size=batch_size, rate=rate, decay=decay, augment=augment, seed=seed, prune=prune
+        epochs=epochs, batch_size=batch_size, rate=rate, decay=decay, clip=clip or None, augment=augment, seed=seed,
+        prune=prune,
     )
     _check_out(out_dir, resume)
     wish = _wish(mend) if mend is not None else None
@@ -87,7 +91,9 @@ def command(
         for name, why in list(trainer.pruner.ungated.items())[:8]:
             note(f"not gated: {name} ({why})")
     try:
-        result = _run(trainer, resume, quiet)
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_: warn(str(message))
+            result = _run(trainer, resume, quiet)
     except KeyboardInterrupt:
         err.print(f"Interrupted after epoch {trainer.epoch}; the same command with --resume goes on.", markup=False)
         raise
@@ -132,8 +138,13 @@ def _open(
         said, function=words["preprocess"], mean=o.numbers(words["mean"], "mean"), std=o.numbers(words["std"], "std"),
         size=[int(s) for s in sides] if sides else None,
     )  # fmt: skip
-    note(sentence)
     train_set = load_data(train, preprocess=transform, classes=names, skip_unreadable=skip)
+    if module is None and weights is None and isinstance(transform, Preprocess) and transform.mean is transform.std is None:
+        measured = _standardised(transform, train_set)
+        if measured is not transform:
+            transform, sentence = measured, f"{sentence}, standardised by the training set's mean and spread (--mean, --std)"
+            train_set = load_data(train, preprocess=transform, classes=names, skip_unreadable=skip)
+    note(sentence)
     count = int(train_set.labels.max()) + 1
     classes = names or train_set.classes or [str(k) for k in range(count)]
     held = load_data(
@@ -150,6 +161,26 @@ def _open(
     if empty:
         warn(f"--train has no examples of {', '.join(empty[:5])}")
     return o.Opened(module, classes, transform), train_set, held, list(classes)
+
+
+def _standardised(transform: Any, data: Any, sample: int = 1_000) -> Any:
+    """``transform`` with the mean and spread of each channel (or column) over up to ``sample`` examples of ``data``."""
+    index = np.linspace(0, len(data) - 1, min(sample, len(data))).astype(np.int64)
+    total, square, count = None, None, 0
+    for part in np.array_split(index, max(1, len(index) // 100)):
+        x = data.batch(part)[0]
+        if x.dim() not in (2, 4) or not x.is_floating_point():
+            return transform  # sequences and tokens are the user's business
+        x = x.double().transpose(0, 1).flatten(1)
+        total = x.sum(1) if total is None else total + x.sum(1)
+        square = x.square().sum(1) if square is None else square + x.square().sum(1)
+        count += x.shape[1]
+    mean = total / count
+    std = (square / count - mean.square()).clamp(min=0).sqrt()
+    if not bool(torch.isfinite(mean).all() and torch.isfinite(std).all()):
+        return transform  # training says where the trouble is
+    std[std < 1e-6] = 1.0
+    return dataclasses.replace(transform, mean=tuple(mean.tolist()), std=tuple(std.tolist()), note="")
 
 
 def _run(trainer: Any, resume: bool, quiet: bool) -> Any:

@@ -15,9 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..errors import InputError
 from .analyse import as_inputs, keep_working
 from .rounding import settle
 from .surgery import cut
+from .wrapping import world
 
 if TYPE_CHECKING:
     from .pruner import ComplexityAware
@@ -57,10 +59,28 @@ class LatencyBudget:
         self.target = target
         self.points: list[tuple[float, float]] = [(1.0, 1.0)]
 
+    def check(self, pruner: ComplexityAware) -> None:
+        """Measure the smallest working network, the other end of what can be had.
+
+        Raises:
+            InputError: even that is slower than the target; the sentence says how fast it is.
+        """
+        low = self.measure(pruner, pruner.lowest())
+        if low > self.target * (1 + pruner.settings.tolerance):
+            raise InputError(
+                f"latency {self.target:g} cannot be met: the smallest working network takes {low:.2g} of the full one's time "
+                "for one example (most of it does not depend on widths)"
+            )
+
     def measure(self, pruner: ComplexityAware, alive: np.ndarray) -> float:
         """Latency of the network with the gates ``alive``, as a fraction of the full one's; remembered."""
         copied, _ = cut(copy.deepcopy(self.full), pruner.original, alive)
         value = ratio(copied, self.full, self.example)
+        if world() > 1:  # every rank has its own clock, and all have to cut alike
+            device = torch.device("cuda") if torch.distributed.get_backend() == "nccl" else torch.device("cpu")
+            shared = torch.tensor(value, device=device)
+            torch.distributed.all_reduce(shared)
+            value = float(shared) / world()
         self.points.append((pruner.measure(alive, "flops"), value))
         return value
 

@@ -101,6 +101,8 @@ class ComplexityAware:
         self._astray = 0
         self._kind, self._target = self._check_budget()
         self.latency = LatencyBudget(self.model, example, s.latency) if s.latency is not None else None
+        if self.latency is not None:
+            self.latency.check(self)
         self._start = 1.0
         z = torch.ones(n + 1, device=device, dtype=first.dtype if first.dtype.is_floating_point else torch.float32)
         z.requires_grad_(True)
@@ -116,10 +118,14 @@ class ComplexityAware:
             return None, 1.0
         kind, target = budget
         metric = "params" if kind == "params" else "flops"
-        low = self.measure(smallest(self.plan) | ~self.active.cpu().numpy(), metric)
+        low = self.measure(self.lowest(), metric)
         if kind != "latency" and target < low * (1 - self.settings.tolerance):
             raise InputError(f"{kind} {target:g} cannot be met: the smallest working network has {low:.4g} of the full one's")
         return metric, target
+
+    def lowest(self) -> np.ndarray:
+        """Gates of the smallest working network that ``beta`` allows."""
+        return smallest(self.plan) | ~self.active.cpu().numpy()
 
     def measure(self, alive: np.ndarray, metric: str = "flops") -> float:
         """FLOPs or parameters of the network with the gates ``alive``, as a fraction of the full network's."""
