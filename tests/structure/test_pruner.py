@@ -50,7 +50,7 @@ def start(steps=80, seed=0, width=8, optimizer=None, **options):
     torch.manual_seed(seed)
     model = TinyResNet(width)
     optimizer = (optimizer or (lambda p: torch.optim.SGD(p, 0.1, momentum=0.9, weight_decay=5e-4)))(model.parameters())
-    options = {"warmup": 0.0, "end": 0.7, "every": 5, **options}
+    options = {"layers": 0.2, "units": 0.2, "end": 0.7, "every": 5, **options}
     return model, optimizer, ComplexityAware(model, images(), optimizer, steps=steps, seed=seed, **options)
 
 

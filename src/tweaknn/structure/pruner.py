@@ -240,6 +240,9 @@ class ComplexityAware:
         if self._kind is not None and self.measure(self.possible, self._kind) <= self._aim() * (1 + 0.5 * self.settings.tolerance):
             return self._decide()
         self._open = True
+        # What a unit saves in what is left, which is less than in the full network where branches are gone.
+        left = torch.from_numpy(self.possible.astype(np.float64)).to(self.prices.device)
+        self.prices = torch.where(self._moving(), self.cost.gradient(left), self.prices)
         self.state.theta[self._moving()] = self.settings.theta0
         self._start = self._fraction(self.state.theta)
         return False

@@ -23,6 +23,7 @@ def state_of(pruner: ComplexityAware) -> dict[str, Any]:
         "step": pruner.state.step,
         "possible": torch.from_numpy(pruner.possible.copy()),
         "active": pruner.active.cpu().clone(),
+        "prices": pruner.prices.cpu().clone(),
         "generator": pruner.generator.get_state(),
         "z": pruner.gate.z.detach().cpu().clone() if pruner.gate is not None else None,
         "finished": pruner.finished,
@@ -50,6 +51,7 @@ def restore(pruner: ComplexityAware, state: dict[str, Any]) -> None:
     pruner.state.log_nu, pruner.state.step = state["log_nu"], state["step"]
     pruner.possible = state["possible"].numpy().copy()
     pruner.active = state["active"].to(device).clone()
+    pruner.prices = state["prices"].to(device).clone()
     pruner.finished, pruner.undecided = state["finished"], state["undecided"]
     pruner._target = state["target"]
     pruner._window, pruner._open, pruner._start, pruner._wavered = state["window"]

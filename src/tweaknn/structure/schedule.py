@@ -16,6 +16,7 @@ from .settings import Settings
 LAYERS, UNITS = "layers", "units"
 OPENING = 0.05  # of a window: gates are sampled, theta does not move
 ARRIVE = 0.8  # of a window: a budget is reached in expectation, and what is undecided is made to decide
+FEWEST = 20  # steps branches have to decide in, if a quarter of the time for pruning has as many
 FORCE = 30.0  # how many times stronger the concave term is at the end of a window than at ARRIVE
 
 
@@ -56,7 +57,8 @@ def windows(settings: Settings, layers: bool, units: bool) -> list[Window]:
     start, decided, opened, end = (round(f * n) for f in (s.warmup, s.layers_end, s.units_start, s.end))
     found = []
     if layers:
-        found.append(Window(LAYERS, start, max(decided, start + 1)))
+        some = min(FEWEST, round(0.25 * end))
+        found.append(Window(LAYERS, start, max(decided, start + some, start + 1)))
     if units:
         begin = max([opened, *(w.end for w in found)])
         found.append(Window(UNITS, begin, max(end, begin + 1)))
@@ -64,8 +66,8 @@ def windows(settings: Settings, layers: bool, units: bool) -> list[Window]:
 
 
 def layers_target(target: float, beta: float) -> float:
-    """The fraction of a budget branches alone go down to: ``target ** (1 - (1 - beta)^3)``.
+    """The fraction of a budget branches alone go down to: ``target ** (1 - (1 - beta)^2)``.
 
-    All of it at ``beta`` = 1, nothing at 0 and 7/8 of the reduction (in logarithms) at ½.
+    All of it at ``beta`` = 1, nothing at 0, and three quarters of the reduction (in logarithms) at ½.
     """
-    return float(target ** (1 - (1 - beta) ** 3))
+    return float(target ** (1 - (1 - beta) ** 2))

@@ -20,7 +20,8 @@ class Settings:
     alpha: 1 counts FLOPs only, 0 parameters only. beta: 0 units only, 1/2 both, 1 layers only.
     flops, params, latency: a budget, as a fraction of the full network's; at most one of them.
     warmup: fraction of the run before any gate opens. Branches decide between it and ``layers`` (default a quarter of
-    ``end``), units between ``units`` (default a quarter of ``end``) and ``end``, the fraction at which every gate is 0 or 1.
+    ``end``; with a budget, which says how many go, a twentieth), units between ``units`` (default a quarter of
+    ``end``) and ``end``, the fraction at which every gate is 0 or 1.
     theta0: where gates start when their time comes; before, they are 1.
     speed: the fraction of such a window in which a unit drive moves ``theta`` by one (``T`` of section 4).
     share: the share of gates sampled in a step, the others being where they would be rounded to.
@@ -35,7 +36,7 @@ class Settings:
     flops: float | None = None
     params: float | None = None
     latency: float | None = None
-    warmup: float = 0.02
+    warmup: float = 0.0
     layers: float | None = None
     units: float | None = None
     end: float = 0.4
@@ -81,7 +82,9 @@ class Settings:
     @property
     def layers_end(self) -> float:
         """Fraction of the run at which branches are decided."""
-        return 0.25 * self.end if self.layers is None else self.layers
+        if self.layers is not None:
+            return self.layers
+        return self.end * (0.25 if self.budget is None else 0.05)
 
     @property
     def units_start(self) -> float:

@@ -1,0 +1,123 @@
+"""Branches first, then units: when gates move, which branches go, and that nothing stays undecided."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tweaknn.structure import ComplexityAware
+from tweaknn.structure.analyse import analyse
+from tweaknn.structure.rounding import settle_branches, streams
+from tweaknn.structure.schedule import LAYERS, UNITS, layers_target, windows
+from tweaknn.structure.settings import Settings
+
+from .nets import Residual, images, make
+from .test_pruner import loop, start
+
+
+class Stages(torch.nn.Module):
+    """Two stages of three blocks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        widths = (6, 6, 6, 12, 12, 12)
+        self.conv = torch.nn.Conv2d(3, 6, 3, padding=1)
+        self.blocks = torch.nn.Sequential(
+            *(Residual(a, b, 1 + (a != b)) for a, b in itertools.pairwise((6, *widths)))
+        )
+        self.head = torch.nn.Linear(12, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.blocks(self.conv(x)).mean((2, 3)))
+
+
+@given(st.floats(0.01, 1.0), st.floats(0.0, 1.0), st.floats(0.0, 1.0))
+def test_layers_target_lies_between_one_and_the_budget_and_falls_with_beta(target: float, a: float, b: float) -> None:
+    low, high = sorted((a, b))
+    assert target * (1 - 1e-9) <= layers_target(target, high) <= layers_target(target, low) <= 1.0
+    assert layers_target(target, 0.0) == 1.0
+    assert layers_target(target, 1.0) == pytest.approx(target)
+
+
+@given(st.integers(1, 500), st.booleans(), st.booleans())
+def test_windows_follow_each_other_and_have_steps(steps: int, layers: bool, units: bool) -> None:
+    found = windows(Settings(steps=steps), layers, units)
+    assert [w.kind for w in found] == [LAYERS] * layers + [UNITS] * units
+    assert all(w.end > w.start >= 0 for w in found)
+    assert all(a.end <= b.start for a, b in itertools.pairwise(found))
+
+
+def test_branches_decide_before_units_move() -> None:
+    model, optimizer, pruner = start(steps=100, flops=0.4)
+    n = pruner.original.n_units
+    units = pruner.windows[1].start
+    for step in range(100):
+        loop(model, pruner, optimizer, 1, start=step)
+        theta = pruner.state.theta
+        if step + 1 < units:
+            assert bool((theta[:n][pruner.possible[:n]] == 1).all())
+        else:
+            assert bool(((theta[n:] == 0) | (theta[n:] == 1)).all())
+
+
+@pytest.mark.parametrize("options", [
+    {"flops": 0.5}, {"flops": 0.25}, {"params": 0.4}, {"nu": 1.0}, {"nu": 0.05}, {"flops": 0.5, "beta": 0.0},
+    {"flops": 0.5, "estimator": "straight-through"}, {"flops": 0.5, "estimator": "weighted"},
+])  # fmt: skip
+def test_every_gate_decides_by_itself(options: dict) -> None:
+    model, optimizer, pruner = start(steps=80, width=16, **options)
+    loop(model, pruner, optimizer, 80)
+    assert pruner.finished
+    assert pruner.undecided is not None
+    assert pruner.undecided <= 0.02
+
+
+def test_streams_are_stages() -> None:
+    plan = analyse(Stages(), images())
+    assert streams(plan).tolist() == [0, 0, 0, 3, 3, 3]
+
+
+def test_streams_without_gates_are_told_by_width() -> None:
+    model, example, *_ = make("transformer")
+    plan = analyse(model, example)
+    assert len(plan.blocks) > 1
+    assert len(set(streams(plan).tolist())) == 1
+
+
+def test_the_last_branch_of_a_stage_goes_last() -> None:
+    plan = analyse(Stages(), images())
+    pruner = ComplexityAware(Stages(), images(), None, steps=10, plan=plan)
+    theta = np.ones(plan.n_gates)
+    theta[plan.n_units :] = [0.0, 0.1, 0.2, 0.7, 0.8, 0.9]  # the first stage looks worthless
+    args = (plan, theta, np.zeros(plan.n_gates), np.ones(plan.n_gates, dtype=bool))
+    two = np.ones(plan.n_gates, dtype=bool)
+    two[plan.n_units + np.array([0, 1, 3, 4])] = False
+    aim = pruner.measure(two)
+    kept = settle_branches(*args, aim=aim, floor=0.5 * aim, measure=pruner.measure)
+    assert kept[plan.n_units :].tolist() == [False, False, True, False, False, True]
+    assert kept[: plan.n_units].all()
+
+
+def test_branches_never_take_the_network_below_the_budget() -> None:
+    plan = analyse(Stages(), images())
+    pruner = ComplexityAware(Stages(), images(), None, steps=10, plan=plan)
+    rng = np.random.default_rng(0)
+    for target in (0.9, 0.6, 0.4, 0.2):
+        theta = rng.random(plan.n_gates)
+        kept = settle_branches(
+            plan, theta, theta, np.ones(plan.n_gates, dtype=bool), aim=target, floor=target, measure=pruner.measure
+        )
+        assert pruner.measure(kept) >= target
+        closed = plan.n_units + np.flatnonzero(~kept[plan.n_units :])
+        assert len(closed) or all(pruner.measure(_without(plan.n_gates, b)) < target for b in range(plan.n_units, plan.n_gates))
+
+
+def _without(n: int, gate: int) -> np.ndarray:
+    alive = np.ones(n, dtype=bool)
+    alive[gate] = False
+    return alive
