@@ -117,6 +117,23 @@ def test_branches_never_take_the_network_below_the_budget() -> None:
         assert len(closed) or all(pruner.measure(_without(plan.n_gates, b)) < target for b in range(plan.n_units, plan.n_gates))
 
 
+@pytest.mark.parametrize("beta", [0.0, 1.0])
+def test_a_budget_leaves_alone_what_beta_does(beta: float) -> None:
+    model, optimizer, pruner = start(steps=60, flops=0.6, beta=beta)
+    n = pruner.original.n_units
+    before = [list(p.shape) for p in model.parameters()]
+    loop(model, pruner, optimizer, 60)
+    kept = pruner.possible
+    if beta == 0:
+        assert kept[n:].all()
+        assert not kept[:n].all()
+    else:  # what is left of the branches that stay is as wide as it was
+        assert not kept[n:].all()
+        left = [list(p.shape) for p in pruner.model.parameters()]
+        assert len(left) < len(before)
+        assert all(shape in before for shape in left)
+
+
 def _without(n: int, gate: int) -> np.ndarray:
     alive = np.ones(n, dtype=bool)
     alive[gate] = False

@@ -7,6 +7,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 import torchvision
 from torch import nn
 
@@ -260,3 +261,35 @@ def test_torchvision_family(name: str) -> None:
     plan = analyse(model, x)
     assert plan.n_units > 100 or name == "vit_b_16"
     _same(model, plan, x, 0, 0.7)
+
+
+class Overwriting(nn.Module):
+    """Adds and activates in place, in the ways torchvision and timm do."""
+
+    def __init__(self, way: str):
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.act, self.way = nn.ReLU(inplace=True), way
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out = self.bn(self.conv(x))
+        out += x
+        if self.way == "module":
+            return self.act(out)
+        if self.way == "function":
+            return F.relu(out, inplace=True)
+        return out.relu_()
+
+
+@pytest.mark.parametrize("way", ["module", "function", "method"])
+def test_network_without_branches_trains_on_where_its_blocks_work_in_place(way: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), *(Overwriting(way) for _ in range(4)), nn.Flatten(), nn.Linear(4 * 36, 3))
+    x = torch.randn(2, 3, 8, 8)
+    plan = analyse(model, x)
+    assert len(plan.blocks) == 4
+    alive = np.ones(plan.n_gates, dtype=bool)
+    alive[plan.n_units + 1 : plan.n_units + 4] = False
+    small, _ = cut(model, plan, alive)
+    small.train()(x).sum().backward()
+    assert all(p.grad is not None for p in small.parameters())

@@ -110,11 +110,25 @@ def _without(graph: fx.Graph, module: nn.Module, last: str) -> set[str] | None:
         if pair is None or not _ends_in(module, pair[0], last):
             continue
         before = _calls(graph)
+        for user in list(node.users):
+            _not_in_place(user)
         node.replace_all_uses_with(pair[1])
         graph.erase_node(node)
         _sweep(graph)
         return before - _calls(graph)
     return None
+
+
+def _not_in_place(user: fx.Node) -> None:
+    """What overwrote the sum must not overwrite the shortcut: an earlier operation may need it for its gradient."""
+    if user.op == "call_module":
+        user.meta["overwrites"] = True
+    elif user.op == "call_method" and str(user.target).endswith("_") and not str(user.target).startswith("_"):
+        user.target = str(user.target)[:-1]
+    elif user.target is operator.iadd:
+        user.target = operator.add
+    elif user.kwargs.get("inplace"):
+        user.kwargs = {**user.kwargs, "inplace": False}
 
 
 def _sweep(graph: fx.Graph) -> None:
@@ -187,6 +201,11 @@ def remove_branches(module: nn.Module, lasts: list[str]) -> nn.Module:
         if _without(graph, module, last) is None:
             raise ModelError(f"the branch ending in {last!r} is not in {type(module).__name__}; use the original network")
     graph.lint()
+    for node in graph.nodes:
+        if node.meta.get("overwrites"):
+            for part in module.get_submodule(str(node.target)).modules():
+                if getattr(part, "inplace", False) is True:
+                    part.inplace = False
     cut = fx.GraphModule(module, graph, class_name=type(module).__name__)
     cut.train(module.training)
     return cut

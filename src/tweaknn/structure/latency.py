@@ -105,7 +105,7 @@ class LatencyBudget:
             flops = max(self.flops(), pruner.measure(lowest) * 1.001)
             alive = settle(
                 pruner.original, theta, worth, pruner.possible, target=flops, measure=pruner.measure,
-                tolerance=pruner.settings.tolerance,
+                tolerance=pruner.settings.tolerance, may=pruner.may,
             )  # fmt: skip
             error = abs(self.measure(pruner, alive) / self.target - 1)
             if best is None or error < best[0]:

@@ -89,6 +89,7 @@ class ComplexityAware:
         alone = families.max(initial=-1) + 1 + np.arange(len(self.plan.blocks))
         self.family = torch.from_numpy(np.concatenate([families, alone]).astype(np.int64)).to(device)
         self.active = self.prices > 1e-15  # beta of 0 or 1 leaves layers or units alone
+        self.may = self.active.cpu().numpy()
         self.is_unit = torch.arange(n, device=device) < self.plan.n_units
         self.windows = windows(s, bool((self.active & ~self.is_unit).any()), bool((self.active & self.is_unit).any()))
         self._window = 0  # the one that is open, or the next
@@ -125,7 +126,7 @@ class ComplexityAware:
 
     def lowest(self) -> np.ndarray:
         """Gates of the smallest working network that ``beta`` allows."""
-        return smallest(self.plan) | ~self.active.cpu().numpy()
+        return smallest(self.plan) | ~self.may
 
     def measure(self, alive: np.ndarray, metric: str = "flops") -> float:
         """FLOPs or parameters of the network with the gates ``alive``, as a fraction of the full network's."""
@@ -362,7 +363,7 @@ class ComplexityAware:
         target = self._target if self._kind is not None else None
         alive = self.latency.settle(self, theta, self._worth()) if self.latency is not None else settle(
             self.original, theta, self._worth(), self.possible, target=target,
-            measure=lambda a: self.measure(a, self._kind or "flops"), tolerance=self.settings.tolerance,
+            measure=lambda a: self.measure(a, self._kind or "flops"), tolerance=self.settings.tolerance, may=self.may,
         )  # fmt: skip
         self._say_what_was_reached(alive)
         if (alive == smallest(self.plan)).all():

@@ -20,11 +20,12 @@ def undecided_share(theta: np.ndarray) -> float:
 
 def settle(
     plan: Plan, theta: np.ndarray, worth: np.ndarray, possible: np.ndarray, *, target: float | None,
-    measure: Callable[[np.ndarray], float], tolerance: float,
+    measure: Callable[[np.ndarray], float], tolerance: float, may: np.ndarray | None = None,
 ) -> np.ndarray:  # fmt: skip
     """Gates to keep (bool, ``(n_gates,)``): ``theta >= 1/2``, corrected to a budget where there is one.
 
-    ``possible`` marks gates not pruned already; ``measure`` gives the budgeted fraction of a set of gates; ``worth``
+    ``possible`` marks gates not pruned already, ``may`` those a correction may touch (``beta`` leaves the others alone);
+    ``measure`` gives the budgeted fraction of a set of gates; ``worth``
     (loss saved per price) orders gates of equal ``theta``. The correction takes out the lowest gates (or takes the
     highest in), one that would go past the target being passed over.
     """
@@ -34,7 +35,8 @@ def settle(
     span = np.ptp(worth) or 1.0
     score = theta + 1e-2 * (worth - worth.min()) / span
     shrink = measure(alive) > target
-    candidates = np.flatnonzero(alive if shrink else possible & ~alive)
+    free = np.ones(len(theta), dtype=bool) if may is None else may
+    candidates = np.flatnonzero((alive if shrink else possible & ~alive) & free)
     candidates = candidates[np.argsort(score[candidates] if shrink else -score[candidates], kind="stable")]
     low, high = target * (1 - 0.5 * tolerance), target * (1 + 0.5 * tolerance)
 
@@ -59,7 +61,7 @@ def settle(
         candidates = candidates[alive[candidates] == shrink]
     if low <= measure(alive) <= high:
         return alive
-    return _from_above(plan, alive, score, possible, target, measure, tolerance)
+    return _from_above(plan, alive, score, possible & free, target, measure, tolerance)
 
 
 def streams(plan: Plan) -> np.ndarray:
@@ -129,7 +131,7 @@ def _from_above(
     for i in units:
         if not trial[i]:
             continue
-        fewer = keep_working(plan, _flip(trial, i), possible, score)
+        fewer = keep_working(plan, _flip(trial, i), possible | trial, score)
         value = measure(fewer)
         if value >= target * (1 - 0.5 * tolerance):
             trial = fewer
