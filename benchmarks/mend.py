@@ -24,7 +24,8 @@ from common import SHARED, machine, write
 
 from tweaknn import Promise, SynapticJoin, compare_logits
 from tweaknn.inputs import Preprocess, align, load_data
-from tweaknn.join.run import JoinResult, Prepared
+from tweaknn.join.prepared import Prepared
+from tweaknn.join.result import JoinResult
 from tweaknn.network.outputs import collect_logits
 
 

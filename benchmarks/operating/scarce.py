@@ -21,7 +21,7 @@ from benchmarks.operating.pools import means_only, pool
 from tweaknn import SynapticJoin
 from tweaknn.errors import InputError
 from tweaknn.join.apply import tweaked_logits
-from tweaknn.join.run import Prepared
+from tweaknn.join.prepared import Prepared
 from tweaknn.join.setting import CAUTION
 from tweaknn.join.table import PooledTable
 

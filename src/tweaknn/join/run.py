@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,6 +19,7 @@ from tweaknn.join.arrange import CROSSABLE, Arrangement, arrange, wants_cross
 from tweaknn.join.crossfit import cross_fitted
 from tweaknn.join.diagnosis import names_of, worst_classes
 from tweaknn.join.methods import METHODS, check_method, retrained, table_candidates
+from tweaknn.join.prepared import Parts, Prepared, TargetMasks, masks_of
 from tweaknn.join.promise import Promise, class_position
 from tweaknn.join.reading import Views, reading, source_of, views_of
 from tweaknn.join.result import JoinResult, conclude
@@ -36,55 +37,8 @@ Bar = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 """``bar(what, total)`` gives a context manager that yields a function to be called with the number done."""
 
 
-@dataclass(frozen=True, eq=False)
-class Prepared:
-    """A network and its data after the one pass over them: all that choosing needs.
-
-    Attributes:
-        reader: of the network.
-        train, validation: examples as they were read; the same where everything is cross-fitted.
-        train_table, validation_table: their pooled neurons and logits.
-        classes: names of the logits.
-        frame: a delta without terms.
-        notes: sentences for the user.
-        cross: fits and choices go fold by fold.
-        apart: positions in the user's training data of ``train`` and ``validation``, where the latter was set aside from it.
-        groups: of ``train`` and ``validation``.
-        fits: what was fitted already; fits do not depend on the targets, so a second target costs an operating point only.
-    """
-
-    reader: Reader
-    train: Any
-    validation: Any
-    train_table: PooledTable
-    validation_table: PooledTable
-    classes: list[str]
-    frame: Delta
-    notes: list[str]
-    cross: bool = False
-    apart: tuple[np.ndarray, np.ndarray] | None = None
-    groups: tuple[np.ndarray | None, np.ndarray | None] = (None, None)
-    fits: dict[tuple[Any, ...], list[Candidate]] = field(default_factory=dict, repr=False)
-
-
 TARGETLESS = ("best", "fit", "aan", "aan-grouped")
 """Methods whose fits are the same whatever the targets."""
-
-TargetMasks = Mapping[str, np.ndarray | tuple[np.ndarray, np.ndarray]]
-"""Sub-class targets: name -> mask over the validation data (the training data, where there is no other), or one over each."""
-
-
-@dataclass(frozen=True, eq=False)
-class Parts:
-    """The user's data before it is read: ``given`` are the labels of validation data of the user's own, if there is any."""
-
-    train: Any
-    validation: Any
-    notes: list[str]
-    given: np.ndarray | None
-    apart: tuple[np.ndarray, np.ndarray] | None
-    groups: tuple[np.ndarray | None, np.ndarray | None]
-
 
 @dataclass
 class SynapticJoin:
@@ -389,37 +343,6 @@ class SynapticJoin:
 
             return [mixed(self, setting, reader, train, validation), *table_candidates("controls", setting)]
         return table_candidates(self.method, setting, self.aan)
-
-
-def masks_of(
-    masks: TargetMasks | None, n_train: int, n_validation: int, alone: bool, apart: tuple[np.ndarray, np.ndarray] | None
-) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Sub-class targets over the training and over the validation examples as they were read.
-
-    Raises:
-        InputError: a mask of another length, or not of booleans.
-    """
-    over: tuple[dict[str, np.ndarray], dict[str, np.ndarray]] = ({}, {})
-    for name, value in (masks or {}).items():
-        pair = value if isinstance(value, tuple) else (None, value)
-        if alone or apart is not None:  # there is one split only, which may have been parted
-            given = np.asarray(pair[0] if pair[0] is not None else pair[1])
-            _check_mask(name, given, n_train if apart is None else n_train + n_validation, "training")
-            if apart is None:
-                over[0][name] = over[1][name] = given
-            else:
-                over[0][name], over[1][name] = given[apart[0]], given[apart[1]]
-            continue
-        for part, mask, n, what in zip(over, pair, (n_train, n_validation), ("training", "validation"), strict=True):
-            if mask is not None:
-                _check_mask(name, np.asarray(mask), n, what)
-                part[name] = np.asarray(mask)
-    return over
-
-
-def _check_mask(name: str, mask: np.ndarray, n: int, what: str) -> None:
-    if mask.dtype != bool or mask.shape != (n,):
-        raise InputError(f"The mask of target {name!r} must be {n} booleans, one for each {what} example, got shape {mask.shape}.")
 
 
 def _n_logits(reader: Reader, examples: Any) -> int:
