@@ -157,7 +157,10 @@ CASES: dict[str, Case] = {
         f"torchvision:{name}": _torchvision(name, side)
         for name, side in (
             ("resnet18", 64),
+            ("alexnet", 64),
             ("resnet50", 64),
+            ("resnext50_32x4d", 64),
+            ("mobilenet_v2", 64),
             ("vgg11_bn", 64),
             ("densenet121", 64),
             ("mobilenet_v3_small", 64),
@@ -172,6 +175,7 @@ CASES: dict[str, Case] = {
         )
     },
     "torchvision:googlenet": _torchvision("googlenet", 64, init_weights=False, aux_logits=False),
+    "torchvision:inception_v3": _torchvision("inception_v3", 96, init_weights=False),
     "torchvision:vit_b_16": _torchvision("vit_b_16", 64, image_size=64),
     **{
         f"timm:{name}": _timm(name, 64)
@@ -188,6 +192,10 @@ CASES: dict[str, Case] = {
             "poolformer_s12",
             "edgenext_xx_small",
             "coatnet_nano_rw_224",
+            "lcnet_050",
+            "tinynet_e",
+            "mobilevit_xxs",
+            "resnetv2_18",
         )
     },
     "timm:vit_tiny_patch16_224": _timm("vit_tiny_patch16_224", 64, img_size=64),
@@ -225,6 +233,17 @@ CASES: dict[str, Case] = {
     "hf:Roberta": _hf("Roberta:SequenceClassification", **{**_TEXT, "pad_token_id": 1}),
     "hf:DistilBert": _hf(
         "DistilBert:SequenceClassification", dim=16, n_layers=2, n_heads=2, hidden_dim=32, vocab_size=100
+    ),
+    "hf:Electra": _hf("Electra:SequenceClassification", embedding_size=16, **_TEXT),
+    "hf:Albert": _hf("Albert:SequenceClassification", embedding_size=16, **_TEXT),
+    "hf:Deit": _hf(
+        "DeiT:ImageClassification",
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        image_size=32,
+        patch_size=8,
     ),
     "hf:Wav2Vec2": _hf(
         "Wav2Vec2:SequenceClassification",

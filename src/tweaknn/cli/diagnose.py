@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from tweaknn.cli import options as o
 from tweaknn.cli.console import bar, note, out, percent, table
+from tweaknn.inputs import Examples
 from tweaknn.join.diagnosis import diagnose
 
 
@@ -21,6 +23,8 @@ def command(
     size: o.Size = None,
     worst: Annotated[int, typer.Option(min=1, help="How many of the worst classes to name.")] = 3,
     confusions: Annotated[int, typer.Option(min=0, help="How many confusions to list.")] = 8,
+    head: o.Head = None,
+    pixels: o.Pixels = None,
     seed: o.Seed = 0,
     device: o.Device = "cpu",
     batch_size: o.BatchSize = 128,
@@ -30,9 +34,11 @@ def command(
     """Accuracy of each class with a 95 % interval, the worst classes, what they are taken for."""
     o.check_writable(json, "--json")
     opened = o.open_model(
-        model, weights, preprocess=preprocess, mean=mean, std=std, size=size, device=device, seed=seed
+        model, weights, preprocess=preprocess, mean=mean, std=std, size=size, device=device, seed=seed, head=head
     )
-    examples = o.open_data(data, opened, skip_unreadable=skip_unreadable)
+    examples = o.open_data(data, opened, skip_unreadable=skip_unreadable, pixels=pixels, seed=seed)
+    if opened.several:
+        return several(model, data, opened, examples, batch_size, worst, json)
     with bar("Looking", len(examples)) as progress:
         found = diagnose(
             opened.model,
@@ -68,3 +74,18 @@ def command(
     if examples.skipped:
         note(f"{examples.skipped} unreadable images were not counted")
     o.write_json(json, {**found.to_dict(), "model": model, "data": data, "skipped": examples.skipped})
+
+
+def several(
+    model: str, data: str, opened: o.Opened, examples: Examples, batch_size: int, worst: int, json: Path | None
+) -> None:
+    """The same of a network with several labels an example."""
+    from tweaknn.cli import labels
+
+    found = labels.figures(opened.model, examples, batch_size, opened.head, "Looking")
+    labels.show(found)
+    low = labels.worst(found, worst)
+    out.print(f"\nlowest recall: {', '.join(low)}")
+    o.write_json(
+        json, {"labels": found, "classes": examples.classes, "worst": low, "n": len(examples), "model": model, "data": data}
+    )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import reduce
-from operator import add
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +9,7 @@ import numpy as np
 import typer
 
 from tweaknn.cli import options as o
+from tweaknn.cli.answers import around, attach_all
 from tweaknn.cli.console import bar, note, out, percent, points, table, warn
 from tweaknn.delta import Delta
 from tweaknn.errors import DeltaError, InputError
@@ -23,12 +22,16 @@ from tweaknn.network.outputs import collect_logits
 def command(
     model: o.Model,
     data: Annotated[str, typer.Option(help=o.DATA_HELP)],
-    delta: Annotated[list[Path] | None, typer.Option(help="A Δnn file; several are added up.")] = None,
+    delta: Annotated[
+        list[Path] | None, typer.Option(help="Δnn file; several are added up, or lie on one another where their files say so.")
+    ] = None,
     weights: o.Weights = None,
     preprocess: o.Preprocess = None,
     mean: o.Mean = None,
     std: o.Std = None,
     size: o.Size = None,
+    head: o.Head = None,
+    pixels: o.Pixels = None,
     seed: o.Seed = 0,
     device: o.Device = "cpu",
     batch_size: o.BatchSize = 128,
@@ -39,13 +42,18 @@ def command(
     o.check_writable(json, "--json")
     deltas = [Delta.load(str(path)) for path in delta or []]
     opened = o.open_model(
-        model, weights, preprocess=preprocess, mean=mean, std=std, size=size, device=device, seed=seed
+        model, weights, preprocess=preprocess, mean=mean, std=std, size=size, device=device, seed=seed, head=head
     )
     tweaked_model = None
-    examples = o.open_data(data, opened, skip_unreadable=skip_unreadable)
+    if deltas and opened.head is None:
+        opened.head = deltas[0].head
+    examples = o.open_data(data, opened, skip_unreadable=skip_unreadable, pixels=pixels, seed=seed)
     if deltas:
-        tweaked_model = reduce(add, deltas).attach(opened.model)
-        check_classes(deltas[0], examples.classes)
+        tweaked_model = around(opened, attach_all(deltas, opened.raw, examples))
+        if deltas[0].n_classes > 1:
+            check_classes(deltas[0], examples.classes)
+    if opened.several:
+        return several(model, data, delta, opened, examples, tweaked_model, batch_size, json)
     with bar("Base", len(examples)) as progress:
         base, labels = collect_logits(opened.model, examples.loader(batch_size), progress=progress)
     common = {"model": model, "data": data, "deltas": [str(path) for path in delta or []], "skipped": examples.skipped}
@@ -67,6 +75,28 @@ def command(
     if examples.skipped:
         note(f"{examples.skipped} unreadable images were not counted")
     o.write_json(json, {**figures, **common})
+
+
+def several(
+    model: str,
+    data: str,
+    delta: list[Path] | None,
+    opened: o.Opened,
+    examples: Any,
+    tweaked: Any,
+    batch_size: int,
+    json: Path | None,
+) -> None:
+    """The same of a network with several labels an example."""
+    from tweaknn.cli import labels
+
+    figures: dict[str, Any] = {"classes": examples.classes, "n": len(examples), "model": model, "data": data}
+    figures["base"] = labels.figures(opened.model, examples, batch_size, opened.head, "Base")
+    if tweaked is not None:
+        figures["tweaked"] = labels.figures(tweaked, examples, batch_size, opened.head, "Tweaked")
+        figures["deltas"] = [str(path) for path in delta or []]
+    labels.show(figures["base"], figures.get("tweaked"))
+    o.write_json(json, figures)
 
 
 def drifted(deltas: list[Delta], base: np.ndarray, after: np.ndarray) -> Drift | None:

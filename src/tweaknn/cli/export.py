@@ -7,13 +7,14 @@ from typing import Annotated
 
 import typer
 
+from tweaknn.cli.answers import attach_all
 from tweaknn.cli.options import Device, Json, Model, Weights, check_writable, numbers, open_model, write_json
 from tweaknn.errors import InputError
 
 
 def command(
     model: Model,
-    delta: Annotated[list[Path], typer.Option(help="Δnn file; several are summed.")],
+    delta: Annotated[list[Path], typer.Option(help="Δnn file; several are added up, or lie on one another where their files say so.")],
     out: Annotated[Path, typer.Option(help="File to write.")],
     format: Annotated[str, typer.Option(help="onnx or pt2.")] = "onnx",
     input_shape: Annotated[
@@ -35,12 +36,11 @@ def command(
         raise InputError("--input-shape takes positive whole numbers, such as 3,224,224.")
     check_writable(out, "--out")
     check_writable(json, "--json")
-    change = Delta.load(str(delta[0]))
-    for path in delta[1:]:
-        change = change + Delta.load(str(path))
+    deltas = [Delta.load(str(path)) for path in delta]
+    change = deltas[0]
     opened = open_model(model, weights, device=device)
     shape = [int(side) for side in sides] if sides is not None else None
-    difference = export(change.attach(opened.model), out, format, input_shape=shape)
+    difference = export(attach_all(deltas, opened.raw), out, format, input_shape=shape)
     console.print(
         f"Wrote {out} ({out.stat().st_size / 1e6:.1f} MB, {format}): inputs (batch, "
         f"{', '.join(map(str, shape or change.input_shape))}), {change.n_classes} logits; "

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+import numpy as np
 import typer
 
 from tweaknn.cli import options as o
 from tweaknn.cli.console import bar, err, note, out, percent, points, table, warn
 from tweaknn.cli.wishes import promised, subclasses
+from tweaknn.delta.views import for_network
 from tweaknn.errors import InputError, NothingHelps
+from tweaknn.inputs import Examples
+from tweaknn.inputs.answers import PixelExamples
 from tweaknn.join.aans import AANChoice
 from tweaknn.join.front import check_front_file, write_front
 from tweaknn.join.result import JoinResult
 from tweaknn.join.run import SynapticJoin
+from tweaknn.network.reader import Reader
+from tweaknn.network.views import PixelView
 
 
 class Method(StrEnum):
@@ -152,6 +158,8 @@ def command(
     mean: o.Mean = None,
     std: o.Std = None,
     size: o.Size = None,
+    head: o.Head = None,
+    pixels: o.Pixels = None,
     seed: o.Seed = 0,
     device: o.Device = "cpu",
     batch_size: o.BatchSize = 128,
@@ -166,15 +174,15 @@ def command(
     if bool(target) + (worst is not None) + bool(target_column) != 1:
         raise InputError("Give either --target (as often as needed), --worst K or --target-column.")
     opened = o.open_model(
-        model, weights, preprocess=preprocess, mean=mean, std=std, size=size, device=device, seed=seed
+        model, weights, preprocess=preprocess, mean=mean, std=std, size=size, device=device, seed=seed, head=head
     )
-    examples = o.open_data(train, opened, group=group, skip_unreadable=skip_unreadable)
-    held = o.open_data(validation, opened, skip_unreadable=skip_unreadable) if validation else None
+    examples = o.open_data(train, opened, group=group, skip_unreadable=skip_unreadable, pixels=pixels, seed=seed)
+    held = o.open_data(validation, opened, skip_unreadable=skip_unreadable, pixels=pixels, seed=seed) if validation else None
     joiner = SynapticJoin(
         method="schedule" if schedule and method is Method.best else method.value,
         schedule=schedule,
         solver=solver.value,
-        views=views,
+        views=0 if isinstance(opened.view, PixelView) else views,  # a picture and its pixels would have to move together
         augment=augment,
         aan=AANChoice(int(hidden) if hidden and hidden.isdigit() else hidden, aan_form.value if aan_form else None),
         promise=promised(
@@ -194,6 +202,10 @@ def command(
         bar=bar,
     )
     groups = examples.column(group) if group else None
+    if groups is None and isinstance(examples, PixelExamples):
+        groups = examples.groups  # pixels of one picture stay together
+    if opened.several:
+        return several(joiner, opened, examples, held, target, groups, out_file, json)
     result = joiner.fit(
         opened.model, examples, held, targets=target, worst=worst, classes=examples.classes, groups=groups,
         masks=subclasses(target_column, examples, held),
@@ -206,11 +218,48 @@ def command(
     if result.delta is None:
         o.write_json(json, figures)
         raise NothingHelps(result.sentence)
-    result.delta.save(str(out_file))
+    delta = result.delta
+    if opened.view is not None:
+        maps = Reader(opened.view, examples.batch([0])[0]).maps if isinstance(opened.view, PixelView) else ()
+        delta = for_network(delta, opened.view, opened.n_logits, classes=names_for(opened, examples), layers=maps)
+    delta.save(str(out_file))
     o.write_json(json, figures)
     err.print(f"Δnn written to {out_file} ({out_file.stat().st_size / 1024:.0f} KB)", markup=False)
     if examples.skipped:
         note(f"{examples.skipped} unreadable images were left out")
+
+
+def names_for(opened: o.Opened, examples: Examples) -> list[str] | None:
+    """Names of the network's own logits: a single logit has none."""
+    return examples.classes if opened.n_logits > 1 else None
+
+
+def several(
+    joiner: SynapticJoin,
+    opened: o.Opened,
+    examples: Examples,
+    held: Examples | None,
+    target: list[str] | None,
+    groups: np.ndarray | None,
+    out_file: Path,
+    json: Path | None,
+) -> None:
+    """A join for each target label of a network with several labels an example."""
+    from tweaknn.cli import labels
+
+    if not target:
+        raise InputError("A network with several labels an example needs --target LABEL; `tweaknn diagnose` names the worst.")
+    delta, found = labels.join(joiner, opened, examples, held, target, groups)
+    for result in found.values():
+        show(result)
+    figures: dict[str, Any] = {name: result.to_dict() for name, result in found.items()}
+    figures = {"labels": figures, "classes": examples.classes}
+    figures["out"] = str(out_file) if delta is not None else None
+    o.write_json(json, figures)
+    if delta is None:
+        raise NothingHelps("; ".join(result.sentence for result in found.values()))
+    delta.save(str(out_file))
+    err.print(f"Δnn written to {out_file} ({out_file.stat().st_size / 1024:.0f} KB)", markup=False)
 
 
 def show(result: JoinResult) -> None:

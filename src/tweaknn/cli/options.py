@@ -14,7 +14,8 @@ from torch import nn
 
 from tweaknn.cli.console import note
 from tweaknn.errors import InputError, ModelError
-from tweaknn.inputs import Examples, align, load_data, load_model, resolve_preprocess
+from tweaknn.inputs import Examples, load_data, load_model, resolve_preprocess
+from tweaknn.network.views import View
 from tweaknn.writing import json_text, write
 
 Model = Annotated[
@@ -36,18 +37,36 @@ Device = Annotated[str, typer.Option(help="Where the network runs: cpu, cuda:0, 
 BatchSize = Annotated[int, typer.Option(min=1, help="Examples a batch.")]
 Json = Annotated[Path | None, typer.Option("--json", help="Write all figures here (fractions, not per cent).")]
 Skip = Annotated[bool, typer.Option("--skip-unreadable", help="Leave damaged images out and count them.")]
+Head = Annotated[str | None, typer.Option(help="Which output, by position or name, of a network with several.")]
+Pixels = Annotated[int | None, typer.Option(min=1, help="Pixels of each picture to look at, for segmentation (512).")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
-DATA_HELP = "A folder of class folders, a Parquet file of images, an .npz with x and y, or file.py:function."
+DATA_HELP = (
+    "A folder of class folders, a Parquet file of images, an .npz with x and y (several labels: 0 and 1; or masks), or "
+    "file.py:function."
+)
 
 
 @dataclass
 class Opened:
-    """A network, ready to be shown data."""
+    """A network, ready to be shown data.
 
-    model: nn.Module
+    ``raw`` is the network itself, ``view`` what stands between it and ``(rows, classes)``, see
+    :mod:`tweaknn.network.views`; ``several``: it gives several labels an example.
+    """
+
+    raw: nn.Module
     classes: list[str] | None
     preprocess: Any
     notes: list[str] = field(default_factory=list)
+    head: int | str | None = None
+    view: View | None = None
+    several: bool = False
+    n_logits: int = 0
+
+    @property
+    def model(self) -> nn.Module:
+        """The network as everything else sees it."""
+        return self.raw if self.view is None else self.view
 
 
 def numbers(values: list[str] | None, name: str) -> list[float] | None:
@@ -70,6 +89,7 @@ def open_model(
     size: list[str] | None = None,
     device: str = "cpu",
     seed: int = 0,
+    head: str | None = None,
 ) -> Opened:
     """Load a network and settle its preprocessing.
 
@@ -92,19 +112,34 @@ def open_model(
         std=numbers(std, "std"),
         size=[int(side) for side in sides] if sides else None,
     )
-    return Opened(loaded.module, loaded.classes, transform, [said, *getattr(loaded, "notes", [])])
+    return Opened(loaded.module, loaded.classes, transform, [said, *getattr(loaded, "notes", [])], which(head))
 
 
-def open_data(spec: str, opened: Opened, *, group: str | None = None, skip_unreadable: bool = False) -> Examples:
-    """Load labelled examples and bring their labels to the network's outputs.
+def which(head: str | None) -> int | str | None:
+    """``--head`` as a position or a key."""
+    return int(head) if head is not None and head.lstrip("-").isdigit() else head
+
+
+def open_data(
+    spec: str,
+    opened: Opened,
+    *,
+    group: str | None = None,
+    skip_unreadable: bool = False,
+    pixels: int | None = None,
+    seed: int = 0,
+) -> Examples:
+    """Load labelled examples and bring their labels to the network's outputs, whatever it answers with.
 
     Raises:
         DataError: see :func:`tweaknn.inputs.load_data` and :func:`tweaknn.inputs.match_classes`.
+        ModelError: see :func:`tweaknn.cli.answers.settle`.
     """
+    from tweaknn.cli.answers import PIXELS, settle
+
     examples = load_data(spec, preprocess=opened.preprocess, group=group, skip_unreadable=skip_unreadable)
-    n_logits = count_logits(opened.model, examples)
-    aligned, match = align(examples, opened.classes, n_logits)
-    for sentence in (*opened.notes, match.note):
+    aligned, said = settle(opened, examples, pixels or PIXELS, seed)
+    for sentence in (*opened.notes, said):
         if sentence:
             note(sentence)
     if examples.skipped:
@@ -113,21 +148,13 @@ def open_data(spec: str, opened: Opened, *, group: str | None = None, skip_unrea
 
 
 def count_logits(model: nn.Module, examples: Examples) -> int:
-    """How many classes the network tells apart, found out by showing it one example."""
-    from tweaknn.network.modes import call, eval_mode, first, logits_of, placement, to_model
+    """How many classes the network tells apart, found out by showing it one example. Raises ModelError."""
+    from tweaknn.cli.answers import output_shape
 
-    x, _ = examples.batch([0])
-    try:
-        with eval_mode(model), torch.inference_mode():
-            return int(logits_of(call(model, to_model(first(x, 2), *placement(model)))).shape[1])
-    except ModelError:
-        raise
-    except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise ModelError(
-            f"The network does not run on an input of shape {tuple(x.shape[1:])}: {reason}; "
-            "check the preprocessing (--size, --mean, --std, --preprocess)."
-        ) from None
+    shape = output_shape(model, examples, None)
+    if len(shape) != 2 or shape[1] < 2:
+        raise ModelError(f"The network's output has shape {shape}; (examples, classes >= 2) is needed.")
+    return shape[1]
 
 
 def seed_everything(seed: int) -> None:

@@ -205,7 +205,7 @@ def logits_node(result: Any, head: int | str | None) -> fx.Node:
             except (KeyError, IndexError, TypeError):
                 raise ModelError(f"The network has no output {head!r}, which the delta changes.") from None
         elif isinstance(value, dict):
-            value = value.get("logits")
+            value = value.get("logits", value.get("out"))
         elif isinstance(value, (tuple, list)) and value:
             value = value[0]
     if not isinstance(value, fx.Node):

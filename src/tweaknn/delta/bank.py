@@ -252,6 +252,8 @@ def _row(delta: Delta) -> Row | None:
     """None for deltas that are no list of synapses, or whose layers only hooks can name."""
     if delta.how != "fx" or any(not isinstance(term.head, Linear) for term in delta.terms):
         return None
+    if any(read.reduction == "pixel" for term in delta.terms for read in term.reads):
+        return None
     return Row(delta)
 
 

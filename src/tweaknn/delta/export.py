@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tweaknn.delta.attach import Tweaked, example_input
 from tweaknn.delta.hooked import HookedNet
 from tweaknn.errors import InputError, ModelError
-from tweaknn.network.modes import call, logits_of, placement
+from tweaknn.network.modes import call, output_of, placement
 
 FORMATS = ("onnx", "pt2")
 TOLERANCE = 1e-3
@@ -32,7 +32,7 @@ class LogitsOnly(nn.Module):
         self.head = head
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        return logits_of(self.net(*args, **kwargs), self.head)
+        return output_of(self.net(*args, **kwargs), self.head)
 
 
 def _taking(net: LogitsOnly, names: Sequence[str]) -> nn.Module:

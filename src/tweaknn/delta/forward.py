@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from tweaknn.delta.heads import ACTIVATIONS
 from tweaknn.delta.plan import Plan, Primitive
@@ -21,6 +22,8 @@ def gather(x: Tensor, index: Tensor, shape: tuple[int, ...]) -> Tensor:
     Raises:
         ModelError: the layer has another shape, so that a position means another neuron.
     """
+    if x.ndim == 1 and shape == (1,):  # one logit an example, without an axis of its own
+        x = x.unsqueeze(1)
     if x.shape[1:] != shape:
         raise ModelError(
             f"The delta reads single neurons of a layer of shape {shape}, which is {tuple(x.shape[1:])} for this "
@@ -31,6 +34,11 @@ def gather(x: Tensor, index: Tensor, shape: tuple[int, ...]) -> Tensor:
     else:  # another memory format: gathered without copying the layer
         values = x[(slice(None), *torch.unravel_index(index, x.shape[1:]))]  # type: ignore[index]
     return values if values.dtype == torch.float32 else values.float()
+
+
+def channels_first(x: Tensor, channel_axis: int) -> Tensor:
+    """Maps as they are: ``(n, *shape) -> (n, channels, h, w)`` float32."""
+    return (x if channel_axis == 0 else x.movedim(channel_axis + 1, 1)).float()
 
 
 def everything(x: Tensor) -> Tensor:
@@ -79,6 +87,8 @@ def reading(primitive: Primitive) -> tuple[Any, tuple[Any, ...], bool]:
     index comes in addition: as the function's second argument (``position``), or as a selection from its result."""
     axes = [axis + 1 for axis in range(len(primitive.shape)) if axis != primitive.channel_axis]
     sides = [primitive.shape[axis - 1] for axis in axes]
+    if primitive.kind == "pixel":
+        return channels_first, (primitive.channel_axis,), not primitive.every
     if primitive.kind == "position":
         return (everything, (), False) if primitive.every else (gather, (primitive.shape,), True)
     if primitive.kind == "quarters":
@@ -92,7 +102,7 @@ def reading(primitive: Primitive) -> tuple[Any, tuple[Any, ...], bool]:
     return pool, (primitive.channel_axis, primitive.kind), not primitive.every
 
 
-REDUCTIONS: dict[str, Any] = {f.__name__: f for f in (gather, everything, total, highest, quarters, pool)}
+REDUCTIONS: dict[str, Any] = {f.__name__: f for f in (gather, channels_first, everything, total, highest, quarters, pool)}
 """What :func:`reading` names, by name."""
 
 
@@ -140,10 +150,40 @@ class Change(nn.Module):
         """``logits`` ``(n, c)``, ``values`` the primitives' ``(n, k)`` each, in the plan's order."""
         if self.nothing:
             return logits
+        if logits.ndim == 1:
+            return self(logits.unsqueeze(1), values).squeeze(1)
+        if logits.ndim > 2:
+            return self._maps(logits, values)
         change = self.change(logits, values)
         if change.dtype != logits.dtype:
             change = change.to(logits.dtype)
         return logits + change if self.everywhere else logits.index_add(1, self.touched, change)
+
+    def _maps(self, logits: Tensor, values: Sequence[Tensor]) -> Tensor:
+        """``logits`` ``(n, c, h, w)``, ``values`` maps ``(n, k, ., .)``: what each pixel reads is brought to the logits'
+        size between the two matrices, which is the same as reading there and costs fewer channels."""
+        size = logits.shape[2:]
+        with torch.autocast(logits.device.type, enabled=False):
+            change = self._sum(self.weight if self.linear else None, self.bias, values, size)  # type: ignore[arg-type]
+            for h, name in enumerate(self.activations):
+                w1, b1, w2 = (getattr(self, f"{part}_{h}") for part in ("w1", "b1", "w2"))
+                hidden = ACTIVATIONS[name](self._sum(w1, b1, values, size))
+                change = change + F.conv2d(hidden, _single(w2).t()[:, :, None, None])
+            change = change.to(logits.dtype).expand(logits.shape[0], -1, *size)
+        return logits + change if self.everywhere else logits.index_add(1, self.touched, change)
+
+    @staticmethod
+    def _sum(weight: Tensor | None, bias: Tensor, values: Sequence[Tensor], size: Sequence[int]) -> Tensor:
+        found = _single(bias)[None, :, None, None]
+        start = 0
+        for maps in values if weight is not None else ():
+            rows = _single(weight)[start : start + maps.shape[1]]  # type: ignore[arg-type,index]
+            start += maps.shape[1]
+            part = F.conv2d(maps, rows.t()[:, :, None, None])
+            if part.shape[2:] != size:
+                part = F.interpolate(part, size=size, mode="bilinear", align_corners=False)
+            found = found + part
+        return found
 
     def change(self, logits: Tensor, values: Sequence[Tensor]) -> Tensor:
         """What is added to the touched logits, ``(n, t)``, in float32."""

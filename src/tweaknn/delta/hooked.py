@@ -14,7 +14,7 @@ from tweaknn.delta.plan import Primitive, plan
 from tweaknn.delta.value import LOGITS, Delta
 from tweaknn.errors import ModelError
 from tweaknn.network.hooks import value_of
-from tweaknn.network.modes import batch_size, call, eval_mode, logits_of
+from tweaknn.network.modes import batch_size, call, eval_mode, output_of
 
 
 class Notes:
@@ -99,7 +99,7 @@ class HookedNet(nn.Module):
         seen = self.notes.here()
         seen.clear()
         output = self.model(*args, **kwargs)
-        logits = logits_of(output, self.which)
+        logits = output_of(output, self.which)
         seen = self.notes.here()
         if self.logits_read is not None:
             seen[LOGITS] = self.logits_read(logits)

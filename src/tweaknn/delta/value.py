@@ -45,6 +45,8 @@ class Read:
 
     def pick(self, activation: Tensor) -> Tensor:
         """``(n, *shape) -> (n, k)``."""
+        if self.reduction == "pixel":
+            raise DeltaError(f"Layer {self.layer} is read at each pixel; it has no values of a whole picture.")
         values = pool(activation, self.channel_axis, self.reduction)
         return values.index_select(1, self.index.to(values.device))
 
@@ -104,7 +106,7 @@ class Delta:
     def __post_init__(self) -> None:
         if self.bias.dtype not in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
             raise DeltaError(f"The delta's bias holds {self.bias.dtype}, not floating-point numbers.")
-        if self.bias.ndim != 1 or self.bias.numel() < 2 or not bool(torch.isfinite(self.bias).all()):
+        if self.bias.ndim != 1 or self.bias.numel() < 1 or not bool(torch.isfinite(self.bias).all()):
             raise DeltaError("The delta's bias is not one finite number a class.")
         if self.classes is not None and len(self.classes) != self.n_classes:
             raise DeltaError(f"The delta has {self.n_classes} logits and {len(self.classes)} class names.")

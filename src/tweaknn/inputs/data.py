@@ -87,6 +87,7 @@ def _load(text: str, preprocess: Transform | None) -> Examples:
         columns=raw.columns,
         name=text,
         notes=raw.notes,
+        answers=raw.answers,
     )
 
 

@@ -101,7 +101,8 @@ class Examples(Dataset):
 
     ``labels`` int64 ``(n,)``; ``classes``: a name a label, or None; ``columns``: further columns
     ``(n,)`` such as
-    groups; ``preprocess``: a :class:`Preprocess` or any function from image (or row) to tensor.
+    groups; ``answers``: where one label an example is not all, several ``(n, l)`` or masks ``(n, h, w)``;
+    ``preprocess``: a :class:`Preprocess` or any function from image (or row) to tensor.
     """
 
     def __init__(
@@ -115,6 +116,7 @@ class Examples(Dataset):
         name: str = "data",
         notes: Sequence[str] = (),
         skipped: Sequence[str] = (),
+        answers: np.ndarray | None = None,
     ) -> None:
         self.source = source
         self.labels = np.asarray(labels, dtype=np.int64)
@@ -125,6 +127,7 @@ class Examples(Dataset):
         self.notes = list(notes)
         self.skipped_names = list(skipped)
         self.indices = np.arange(len(source))
+        self.answers = answers
         self._hash: str | None = None
         self._pixels: _Pixels | None = None
         if len(self.labels) != len(source):
@@ -156,6 +159,8 @@ class Examples(Dataset):
         if isinstance(self.source, TableSource) and isinstance(self.preprocess, Preprocess):
             return self.preprocess.normalise_table(torch.from_numpy(self.source.rows(rows))), y
         items = [self._item(int(i)) for i in rows]
+        if isinstance(items[0], Mapping):
+            return self._mapped(items), y  # type: ignore[return-value]
         shapes = {tuple(x.shape) for x in items}
         if len(shapes) > 1:
             raise DataError(
@@ -163,6 +168,18 @@ class Examples(Dataset):
                 f"the preprocessing must bring them to one."
             )
         return torch.stack(items), y
+
+    def _mapped(self, items: list[Any]) -> dict[str, torch.Tensor]:
+        """Keyword arguments of a network, as Hugging Face's classifiers take them: stacked one by one."""
+        keys = list(items[0])
+        try:
+            return {key: torch.stack([torch.as_tensor(item[key]) for item in items]) for key in keys}
+        except (KeyError, RuntimeError, TypeError, ValueError) as problem:
+            first = (str(problem).splitlines() or [type(problem).__name__])[0][:120]
+            raise DataError(
+                f"{self.name}: examples are dictionaries that do not fit one another ({first}); give all the same keys and "
+                "shapes (pad texts to one length)."
+            ) from problem
 
     def _item(self, i: int) -> torch.Tensor:
         raw = self.source.item(i)
@@ -180,6 +197,8 @@ class Examples(Dataset):
                 ) from problem
         if isinstance(raw, torch.Tensor):
             return raw.detach()
+        if isinstance(raw, Mapping):
+            return raw  # type: ignore[return-value]
         array = np.asarray(raw)
         # Numpy's default is float64, which no network here was trained in.
         return torch.from_numpy(array.astype(np.float32) if array.dtype.kind == "f" else array)
@@ -205,6 +224,7 @@ class Examples(Dataset):
         if len(at) == 0:
             raise InputError(f"{self.name}: a subset needs at least one example.")
         part = self._copy()
+        part.answers = None if self.answers is None else self.answers[at]
         part.indices, part.labels = self.indices[at], self.labels[at]
         part.columns = {name: values[at] for name, values in self.columns.items()}
         part._hash = None
@@ -258,6 +278,8 @@ class Examples(Dataset):
         if self._hash is None:
             digest = hashlib.sha256(b"tweaknn examples 1")
             digest.update(np.ascontiguousarray(self.labels.astype("<i8")).tobytes())
+            if self.answers is not None:
+                digest.update(str(self.answers.shape).encode() + self.answers.astype("<i8").tobytes())
             for piece in self.source.content(self.indices):
                 digest.update(len(piece).to_bytes(8, "little") + piece)
             self._hash = digest.hexdigest()
@@ -324,7 +346,8 @@ def as_examples(data: Any, *, classes: Sequence[str] | None = None, name: str = 
     if hasattr(data, "__getitem__") and hasattr(data, "__len__") and not isinstance(data, IterableDataset):
         source = ItemSource(data, name)
         found = classes if classes is not None else getattr(data, "classes", None)
-        return Examples(source, source.labels(), classes=found, name=name)
+        labels, answers = source.answers()
+        return Examples(source, labels, classes=found, name=name, answers=answers)
     if isinstance(data, IterableDataset):
         data = DataLoader(data, batch_size=64)
     if hasattr(data, "__iter__"):

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 
 from tweaknn.errors import DataError
-from tweaknn.inputs.raw import Raw, labels_and_classes
+from tweaknn.inputs.raw import Raw, dense, labels_and_classes
 from tweaknn.inputs.sources import ArraySource, Source, TableSource
 
 
 def load_npz(path: Path) -> Raw:
     """``x``: uint8 images ``(n, h, w)`` or ``(n, h, w, c)``, or numbers ``(n, f)`` (any float ``(n,
-    ...)`` is taken as is).
+    ...)`` is taken as is). ``y``: ``(n,)``, several labels ``(n, l)`` of 0 and 1, or masks ``(n, h, w)``.
 
     Every other array of length ``n`` is a column. Pickled (object) arrays are refused: they can run code.
 
@@ -48,9 +48,10 @@ def load_npz(path: Path) -> Raw:
     names = None
     if classes is not None:
         names = [v.decode() if isinstance(v, bytes) else str(v) for v in np.atleast_1d(classes).tolist()]
-    labels, names = labels_and_classes(y, names, str(path))
+    answers = dense(y, str(path))
+    labels, names = labels_and_classes(y if answers is None else np.zeros(len(y), np.int64), names, str(path))
     columns = {key: value for key, value in arrays.items() if value.ndim == 1 and len(value) == len(x)}
-    return Raw(_source(x, str(path)), labels, names, columns)
+    return Raw(_source(x, str(path)), labels, names, columns, answers=answers)
 
 
 def _source(x: np.ndarray, name: str) -> Source:

@@ -13,13 +13,14 @@ from tweaknn.inputs.sources import Source, whole_labels
 @dataclass
 class Raw:
     """A source, labels int64 ``(n,)``, class names or None, further columns ``(n,)``, sentences for the
-    user."""
+    user; ``answers``: several labels an example ``(n, l)`` or masks ``(n, h, w)``, in the place of ``labels``."""
 
     source: Source
     labels: np.ndarray
     classes: list[str] | None
     columns: dict[str, np.ndarray] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    answers: np.ndarray | None = None
 
 
 def labels_and_classes(values: np.ndarray, classes: list[str] | None, name: str) -> tuple[np.ndarray, list[str] | None]:
@@ -55,3 +56,18 @@ def labels_and_classes(values: np.ndarray, classes: list[str] | None, name: str)
             f"{name}: label {int(labels[first])} at example {first} lies outside its {len(classes)} classes."
         )
     return labels, classes
+
+
+def dense(values: np.ndarray, name: str) -> np.ndarray | None:
+    """Answers of more than one number an example, int64 ``(n, l)`` or ``(n, h, w)``; None for one label an example.
+
+    Raises DataError for fractions, NaN and words.
+    """
+    array = np.asarray(values)
+    if array.ndim not in (2, 3) or (array.ndim == 2 and array.shape[1] == 1):
+        return None
+    if array.dtype.kind not in "iubf":
+        raise DataError(f"{name}: labels of shape {array.shape} must be whole numbers, not {array.dtype}.")
+    if array.dtype.kind == "f" and not (np.isfinite(array).all() and (array == np.floor(array)).all()):
+        raise DataError(f"{name}: labels of shape {array.shape} must be whole numbers; there are fractions or NaN.")
+    return array.astype(np.int64)

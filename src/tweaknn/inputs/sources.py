@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -221,6 +221,22 @@ class ItemSource(Source):
                 return whole_labels(known, self.name)
         return whole_labels(np.array([self._label(i) for i in range(n)]), self.name)
 
+    def answers(self) -> tuple[np.ndarray, np.ndarray | None]:
+        """``(labels, None)``, or zeros and what each example has instead: several labels or a mask."""
+        from tweaknn.inputs.raw import dense
+
+        n = len(self)
+        if n == 0 or np.asarray(_as_array(self._pair(0)[1])).size < 2:
+            return self.labels(), None
+        rows = [_as_array(self._pair(i)[1]) for i in range(n)]
+        shapes = {row.shape for row in rows}
+        if len(shapes) > 1:
+            raise DataError(f"{self.name}: examples have labels of different shapes ({sorted(shapes)[:3]}).")
+        found = dense(np.stack(rows), self.name)
+        if found is None:
+            raise DataError(f"{self.name}: labels of shape {rows[0].shape} are neither several labels nor a mask.")
+        return np.zeros(n, dtype=np.int64), found
+
     def _label(self, i: int) -> Any:
         y = self._pair(i)[1]
         return y.item() if hasattr(y, "item") and getattr(y, "ndim", 0) == 0 else y
@@ -232,6 +248,8 @@ class ItemSource(Source):
 
 
 def _as_array(x: Any) -> np.ndarray:
+    if isinstance(x, Mapping):
+        return np.concatenate([np.asarray(_as_array(x[key]), dtype=np.float64).reshape(-1) for key in sorted(x)])
     return x.detach().cpu().numpy() if isinstance(x, torch.Tensor) else np.asarray(x)
 
 

@@ -13,6 +13,7 @@ from tweaknn.measure.accuracy import (
 )
 from tweaknn.measure.checks import check_labels, check_logits
 from tweaknn.measure.harm import error_e, worst_drop
+from tweaknn.measure.labels import label_measures
 from tweaknn.measure.pareto import pareto_front, shift_front, shifted_accuracy, target_gaps
 from tweaknn.measure.ranking import auroc_binary, auroc_by_class, class_scores, sensitivity_at_specificity
 from tweaknn.measure.uncertainty import mcnemar, paired_difference, wilson
@@ -27,6 +28,7 @@ __all__ = [
     "confusion_matrix",
     "error_e",
     "expected_calibration_error",
+    "label_measures",
     "log_softmax",
     "mcnemar",
     "measure",

@@ -76,14 +76,13 @@ def first(x: Any, n: int) -> Any:
     return x
 
 
-def logits_of(output: Any, head: int | str | None = None) -> Tensor:
-    """The logits ``(n, c)`` in whatever a network returned: a tensor, an object or mapping with ``logits``, a tuple.
+def output_of(output: Any, head: int | str | None = None) -> Tensor:
+    """The head's tensor in whatever a network returned: a tensor, an object or mapping with ``logits``, a tuple.
 
-    ``head`` picks one of several outputs by position or name. A single logit ``(n, 1)`` or ``(n,)`` is refused here;
-    wrap such a network so that it returns ``(0, logit)``.
+    ``head`` picks one of several outputs by position or name.
 
     Raises:
-        ModelError: there is no such output, or it is not ``(n, c)`` with ``c >= 2``.
+        ModelError: there is no such output.
     """
     value = output
     if head is not None and not isinstance(value, Tensor):
@@ -93,15 +92,29 @@ def logits_of(output: Any, head: int | str | None = None) -> Tensor:
             raise ModelError(f"The network has no output {head!r}; its output is a {type(output).__name__}.") from None
     if not isinstance(value, Tensor) and hasattr(value, "logits"):
         value = value.logits
-    elif isinstance(value, Mapping) and "logits" in value:
-        value = value["logits"]
+    elif isinstance(value, Mapping):
+        # ``out`` is what torchvision's segmentation networks call theirs
+        value = next((value[key] for key in ("logits", "out") if key in value), value)
     elif isinstance(value, (tuple, list)) and value:
         value = value[0]
     if not isinstance(value, Tensor):
+        named = f" (it has {', '.join(map(str, list(output)[:8]))})" if isinstance(output, Mapping) else ""
         raise ModelError(
-            f"The network returns a {type(output).__name__} without logits; "
-            "return a tensor (examples, classes) or an object with .logits, or name the head."
+            f"The network returns a {type(output).__name__} without logits; return a tensor (examples, classes) or an "
+            f"object with .logits, or name the head{named}."
         )
+    return value
+
+
+def logits_of(output: Any, head: int | str | None = None) -> Tensor:
+    """The logits ``(n, c)`` in whatever a network returned, see :func:`output_of`.
+
+    A single logit ``(n, 1)`` or ``(n,)`` and a class a pixel are refused here: see :mod:`tweaknn.network.views`.
+
+    Raises:
+        ModelError: there is no such output, or it is not ``(n, c)`` with ``c >= 2``.
+    """
+    value = output_of(output, head)
     if value.ndim != 2 or value.shape[1] < 2:
         raise ModelError(f"The network's output has shape {tuple(value.shape)}; (examples, classes >= 2) is needed.")
     return value

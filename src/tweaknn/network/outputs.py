@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from tweaknn.errors import InputError, ModelError
-from tweaknn.network.modes import call, eval_mode, logits_of, placement, to_model
+from tweaknn.network.modes import call, eval_mode, logits_of, output_of, placement, to_model
 
 
 def collect_logits(
@@ -55,3 +55,31 @@ def collect_logits(
             f"(0..{all_logits.shape[1] - 1})."
         )
     return all_logits, all_labels
+
+
+def collect_scores(
+    model: nn.Module,
+    batches: Iterable[tuple[Any, Any]],
+    *,
+    head: int | str | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> np.ndarray:
+    """A logit a label over ``batches`` of ``(x, y)``, of a network with several labels an example: ``(n, l)`` float32.
+
+    Raises:
+        ModelError: a logit is NaN or infinite; the message names the example.
+    """
+    device, dtype = placement(model)
+    scores: list[np.ndarray] = []
+    done = 0
+    with eval_mode(model), torch.inference_mode():
+        for x, _ in batches:
+            out = output_of(call(model, to_model(x, device, dtype)), head).float().cpu().numpy()
+            if not np.isfinite(out).all():
+                row = int(np.argwhere(~np.isfinite(out))[0, 0])
+                raise ModelError(f"The network's logits of example {done + row} are NaN or infinite; check that example.")
+            scores.append(out)
+            done += len(out)
+            if progress is not None:
+                progress(done)
+    return np.concatenate(scores)

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-REDUCTIONS = ("position", "mean", "max", "grid2")
+REDUCTIONS = ("position", "mean", "max", "grid2", "pixel")
+"""``pixel`` is no reduction of a layer: each pixel of a segmentation network reads the channels at its own place."""
 
 
 def width(reduction: str, shape: tuple[int, ...], channel_axis: int) -> int:

@@ -16,6 +16,7 @@ from tweaknn.network.inplace import reuse_memory
 from tweaknn.network.layers import choose
 from tweaknn.network.modes import batch_size, call, eval_mode, first, logits_of, placement, to_model
 from tweaknn.network.tracing import CannotTrace, Trace, trace
+from tweaknn.network.views import PixelView, at_pixels
 
 Sink = Callable[[int, Tensor], None]
 """Called with (position in ``Reader.layers``, activation ``(n, *layer.shape)``); the tensor is valid inside the call
@@ -34,6 +35,7 @@ class Reader:
 
     Attributes:
         layers: what is read, in execution order.
+        maps: of a segmentation network the layers as maps, ``layers`` as a pixel sees them; else the same as ``layers``.
         how: ``"fx"`` or ``"hooks"``, and :attr:`why` says why not fx.
         skipped: outputs that hold integers or booleans.
 
@@ -69,6 +71,15 @@ class Reader:
             self.layers = choose(layers, found.known, found.every)
             self._module = model
         self._local = threading.local()
+        self.maps = self._whole = list(self.layers)
+        if isinstance(model, PixelView):
+            # a pixel sees the channels at its own place of every map, and nothing of what is no map
+            seen = [(k, layer) for k, whole in enumerate(self.layers) if (layer := model.seen(whole)) is not None]
+            if not seen:
+                raise ModelError("The segmentation network has no layer of maps.")
+            self._places = {k: place for place, (k, _) in enumerate(seen)}
+            self.maps = [self.layers[k] for k, _ in seen]
+            self.layers = [layer for _, layer in seen]
 
     def _run_once(self, x: Any) -> None:
         try:
@@ -107,12 +118,19 @@ class Reader:
                 )
             sink(k, value)
 
+        if isinstance(self.model, PixelView):
+            whole, asked = checked, x[:, -1]
+
+            def checked(k: int, value: Tensor) -> None:
+                if k in self._places:
+                    whole(self._places[k], at_pixels(value, asked, self._whole[k].channel_axis))
+
         with eval_mode(self.model), torch.inference_mode():
             if self.how == "fx":
                 with _sinking(self._module, checked):
                     output = self._module(x)
             else:
-                with hooks.reading(self.model, [layer.name for layer in self.layers], checked):
+                with hooks.reading(self.model, [layer.name for layer in self._whole], checked):
                     output = call(self.model, x)
             logits = logits_of(output, self.head)
         return logits if logits.dtype == torch.float64 else logits.float()

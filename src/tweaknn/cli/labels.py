@@ -1,0 +1,92 @@
+"""Networks with several labels an example on the command line: each label is a binary problem of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from tweaknn.cli import options as o
+from tweaknn.cli.answers import label_view
+from tweaknn.cli.console import bar, out, percent, points, table
+from tweaknn.delta import Delta
+from tweaknn.delta.views import for_network
+from tweaknn.errors import InputError
+from tweaknn.inputs import Examples
+from tweaknn.inputs.answers import one_label
+from tweaknn.join.promise import class_position
+from tweaknn.join.result import JoinResult
+from tweaknn.join.run import SynapticJoin
+from tweaknn.measure import label_measures
+from tweaknn.network.outputs import collect_scores
+
+
+def figures(model: nn.Module, examples: Examples, batch_size: int, head: Any, what: str) -> dict[str, dict[str, Any]]:
+    """Per label: examples that have it, recall, specificity, their mean, AUROC; thresholds are 0."""
+    assert examples.classes is not None
+    assert examples.answers is not None
+    with bar(what, len(examples)) as progress:
+        scores = collect_scores(model, examples.loader(batch_size), head=head, progress=progress)
+    return label_measures(scores, examples.answers, examples.classes)
+
+
+def show(base: dict[str, dict[str, Any]], tweaked: dict[str, dict[str, Any]] | None = None) -> None:
+    """Table of one network, or of two beside each other."""
+    rows = []
+    for name, b in base.items():
+        row = [name, str(b["given"])]
+        for field in ("recall", "specificity", "balanced", "auroc"):
+            row.append(_percent(b[field]))
+            if tweaked is not None:
+                both = b[field] is not None and tweaked[name][field] is not None
+                row.append(points(tweaked[name][field] - b[field]) if both else "–")
+        rows.append(row)
+    names = ["recall %", "specificity %", "balanced %", "AUROC %"]
+    columns = [part for name in names for part in ((name, "points") if tweaked is not None else (name,))]
+    out.print(table(["label", "given", *columns], rows))
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else percent(value)
+
+
+def worst(found: dict[str, dict[str, Any]], k: int) -> list[str]:
+    """The ``k`` labels of the lowest recall."""
+    present = [name for name, row in found.items() if row["recall"] is not None]
+    return sorted(present, key=lambda name: found[name]["recall"])[:k]
+
+
+def join(
+    joiner: SynapticJoin,
+    opened: o.Opened,
+    train: Examples,
+    held: Examples | None,
+    targets: Sequence[str],
+    groups: np.ndarray | None,
+) -> tuple[Delta | None, dict[str, JoinResult]]:
+    """A delta for each target label, summed.
+
+    A label's delta changes that label's logit alone, so every other label's answers stay bit for bit what they were. What
+    can pay is *not given*: its accuracy, the label's specificity, has the floor.
+
+    Raises:
+        InputError: there is no such label.
+    """
+    assert train.classes is not None
+    found: dict[str, JoinResult] = {}
+    delta: Delta | None = None
+    for target in dict.fromkeys(targets):
+        label = class_position(target, train.classes, len(train.classes))
+        name = train.classes[label]
+        view, examples = label_view(opened, train, label)
+        validation = one_label(held, label, name) if held is not None else None
+        if len(np.unique(examples.labels)) < 2:
+            raise InputError(f"Label {name} is given for all or for none of the training examples.")
+        result = joiner.fit(view, examples, validation, targets=[name], classes=examples.classes, groups=groups)
+        found[name] = result
+        if result.delta is not None:
+            part = for_network(result.delta, view, opened.n_logits, classes=train.classes)
+            delta = part if delta is None else delta + part
+    return delta, found
