@@ -35,6 +35,8 @@ PRESETS: dict[str, tuple[int, int]] = {
 
 _CHUNK = 16384
 
+_SPARE = 1 << 16  # places at which a batch's input dropout may begin
+
 
 @dataclass(frozen=True)
 class AANSettings:
@@ -153,6 +155,7 @@ def fit_aan(
     columns = [g for g in columns if len(g)]
     weight = torch.ones(n) if sample_weight is None else torch.as_tensor(sample_weight).float()
     centre, spread = _standard(xs)
+    inverse = 1 / spread  # 0 for a neuron that does not move
     sizes = _hidden(settings, columns, c)
     net = _Net(columns, sizes, c, settings).to(device)
     generator = torch.Generator().manual_seed(settings.seed)
@@ -174,7 +177,7 @@ def fit_aan(
                 pick = order[s : s + batch]
                 x, z = _gather(xs, zs, pick, n)
                 k = pick % n
-                x = ((x.float() - centre) / spread).clamp(-8, 8).to(device)
+                x = net.thin((x.float() - centre).mul_(inverse).clamp_(-8, 8).to(device), generator)
                 out = settings.damping * z.to(device) + net(x)
                 loss = F.cross_entropy(out, y[k].to(device), reduction="none", label_smoothing=settings.smoothing)
                 w = weight[k].to(device)
@@ -218,6 +221,7 @@ class _Net(torch.nn.Module):
         self.w2 = torch.nn.Parameter(torch.zeros(sum(sizes), c))
         self.b2 = torch.nn.Parameter(torch.zeros(c))
         self.settings = settings
+        self.stock: torch.Tensor | None = None
 
     def start(self, generator: torch.Generator) -> None:
         """Random hidden weights, an output of zero: training starts at the (damped) base itself."""
@@ -226,8 +230,19 @@ class _Net(torch.nn.Module):
                 bound = 1 / np.sqrt(w.shape[0])
                 w.copy_((torch.rand(w.shape, generator=generator) * 2 - 1) * bound)
 
+    def thin(self, x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """Input dropout, in place. Drawing a number for each of a batch's inputs costs as much as the matrix product, so that a
+        stock of them is drawn once and begun at another place for each batch."""
+        p = self.settings.drop_input
+        if not p:
+            return x
+        if self.stock is None or self.stock.numel() < x.numel() + _SPARE:
+            drawn = torch.rand(x.numel() + _SPARE, generator=generator) >= p
+            self.stock = (drawn.float() / (1 - p)).to(x.device)
+        start = int(torch.randint(_SPARE, (1,), generator=generator))
+        return x.mul_(self.stock[start : start + x.numel()].view_as(x))
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = F.dropout(x, self.settings.drop_input, self.training)
         if self.dense and x.shape[1] == self.w1[0].shape[0]:
             hidden = x @ self.w1[0]
         else:

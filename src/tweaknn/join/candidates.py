@@ -27,7 +27,10 @@ WIDEST = 2048
 """Neurons that one convex fit reads at most: its cost grows with the square of their number."""
 
 MUCH = 300_000_000
-"""Rows x neurons x classes beyond which the choice between convex fits leaves the views out."""
+"""Rows x neurons x classes beyond which the convex fit leaves the views out."""
+
+ROWS = 10_000
+"""Examples that the choice between convex fits looks at; the fit chosen looks at all."""
 
 _ROUGH = 5e-4  # largest gradient entry at which strengths are compared; only the chosen one is solved to its optimum
 
@@ -87,6 +90,7 @@ def fitted(
     *,
     scale: np.ndarray | None = None,
     sample_weight: np.ndarray | None = None,
+    further: bool = True,
 ) -> Made:
     """Synapses from the pooled neurons ``columns`` to all logits, at the optimum of the convex problem (section 3.2.4),
     its L2 chosen by the log loss on validation.
@@ -97,6 +101,7 @@ def fitted(
     Args:
         scale: one number a column of the table, see :class:`~tweaknn.fit.convex.LogisticProblem`.
         sample_weight: ``(n,)`` of the training examples.
+        further: follow the grid beyond its weaker end.
     """
     train, held = setting.train, setting.validation
     # a class without training examples gets nothing: its best bias would be minus infinity
@@ -119,8 +124,8 @@ def fitted(
         return negative_log_likelihood(rough.logits(features, held.logits), held.labels)
 
     strengths = sorted(grid, reverse=True)
-    losses = {l2: loss(l2) for l2 in strengths}
-    if len(strengths) > 1 and min(losses, key=losses.__getitem__) == strengths[-1]:
+    losses = {l2: loss(l2) for l2 in strengths} if len(strengths) > 1 else {strengths[0]: 0.0}
+    if further and len(strengths) > 1 and min(losses, key=losses.__getitem__) == strengths[-1]:
         losses[strengths[-1] / 10] = loss(strengths[-1] / 10)
     best = problem.solve(min(losses, key=losses.__getitem__), warm=True)
     logits = best.logits(features, held.logits)
@@ -180,23 +185,26 @@ def best_linear(setting: Setting, name: str = "fit") -> Made:
     """The convex fit that validation's log loss prefers: of all layers alike, of all with the early ones penalised more (by the
     fourth power of their depth, so that with many classes and few examples the last ones decide), of the last one alone.
 
-    Where there is much to fit (:data:`MUCH`), layers and penalty are chosen without the views, and only the fit chosen is solved with
-    them.
+    Layers and penalty are chosen on at most :data:`ROWS` examples without their views; the fit chosen is then solved on all of them,
+    and on the views where that is not too much (:data:`MUCH`), for that penalty and a weaker one if there are more rows now.
     """
     table = setting.train
     every, last = np.arange(table.features.shape[1]), last_layer(table)
-    weights = min(len(every), WIDEST) * len(setting.classes)
-    much = bool(table.views) and len(table.labels) * (1 + len(table.views)) * weights > MUCH
-    first = replace(setting, train=replace(table, views=())) if much else setting
+    n, copies = len(table.labels), 1 + len(table.views)
+    some = np.sort(np.random.default_rng(setting.seed).permutation(n)[:ROWS])
+    first = replace(setting, train=replace(table, views=()).rows(some) if n > ROWS else replace(table, views=()))
     kinds: dict[str, tuple[np.ndarray, np.ndarray | None]] = {"last": (last, None)}
     if len(last) < len(every):
         kinds |= {"all": (every, None), "graded": (every, depth(table) ** 2)}
     tried = {kind: fitted(first, name, columns, scale=scale) for kind, (columns, scale) in kinds.items()}
     best = min(tried, key=lambda kind: tried[kind].notes["log_loss"])
     made = tried[best]
-    if much:
+    if copies > 1 or n > ROWS:
         columns, scale = kinds[best]
-        again = fitted(setting, name, columns, [made.notes["l2"]], scale=scale)
+        much = n * copies * min(len(columns), WIDEST) * len(setting.classes) > MUCH
+        whole = replace(setting, train=replace(table, views=())) if much else setting
+        weaker = [made.notes["l2"] / 10] if n > ROWS else []
+        again = fitted(whole, name, columns, [made.notes["l2"], *weaker], scale=scale, further=False)
         made = again if again.notes["log_loss"] < made.notes["log_loss"] else made
     return Made(made.delta, made.logits, {**made.notes, "layers_fitted": best})
 
