@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from tweaknn.cli.app import run
+from tweaknn.cli.train import _standardised
 from tweaknn.errors import ModelError
+from tweaknn.inputs import Preprocess
 from tweaknn.structure import load_directory
 from tweaknn.structure.training import Recipe, Trainer
 
@@ -132,3 +134,46 @@ def test_bad_input_is_one_sentence(folder: Path, capsys, more, sentence) -> None
     said = capsys.readouterr().err
     assert sentence in " ".join(said.split())
     assert "Traceback" not in said
+
+
+class _Rows:
+    def __init__(self, x: torch.Tensor):
+        self.x = x
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def batch(self, index: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.x[index], torch.zeros(len(index), dtype=torch.int64)
+
+
+@pytest.mark.parametrize("shape", [(300, 4), (300, 3, 5, 5)])
+def test_inputs_are_standardised_by_channel_or_column(shape: tuple[int, ...]) -> None:
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 7 + 3
+    x[:, 1] = 5.0  # a constant one is only shifted
+    found = _standardised(Preprocess(), _Rows(x))
+    axes = (0, *range(2, x.dim()))
+    assert np.allclose(found.mean, x.double().mean(axes), rtol=1e-6)
+    std = x.double().std(axes, correction=0)
+    std[1] = 1.0
+    assert np.allclose(found.std, std, rtol=1e-6)
+
+
+@pytest.mark.parametrize("x", [torch.randn(20, 3, 4), torch.full((20, 4), float("nan")), torch.zeros(20, 4, dtype=torch.int64)])
+def test_what_has_no_channels_or_no_numbers_is_left_alone(x: torch.Tensor) -> None:
+    plain = Preprocess()
+    assert _standardised(plain, _Rows(x)) is plain
+
+
+def test_a_warning_is_a_sentence_without_a_path(folder: Path, capsys) -> None:
+    (folder / "narrow.py").write_text(
+        "import torch.nn as nn\n"
+        "def make(num_classes=4):\n"
+        "    return nn.Sequential(nn.Conv2d(3, 3, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, num_classes))\n"
+    )
+    words = arguments(folder, "narrow", "--epochs", "2", "--flops", "0.5")
+    words[2] = f"{folder}/narrow.py:make"
+    assert run(words) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "flops 0.5 was not met exactly: the nearest the gates of this network give is 0.66" in said
+    assert "pruner.py" not in said

@@ -166,15 +166,14 @@ def _open(
 def _standardised(transform: Any, data: Any, sample: int = 1_000) -> Any:
     """``transform`` with the mean and spread of each channel (or column) over up to ``sample`` examples of ``data``."""
     index = np.linspace(0, len(data) - 1, min(sample, len(data))).astype(np.int64)
-    total, square, count = None, None, 0
+    moments = []  # sum, sum of squares, count of each part
     for part in np.array_split(index, max(1, len(index) // 100)):
         x = data.batch(part)[0]
         if x.dim() not in (2, 4) or not x.is_floating_point():
             return transform  # sequences and tokens are the user's business
         x = x.double().transpose(0, 1).flatten(1)
-        total = x.sum(1) if total is None else total + x.sum(1)
-        square = x.square().sum(1) if square is None else square + x.square().sum(1)
-        count += x.shape[1]
+        moments.append(torch.stack([x.sum(1), x.square().sum(1), torch.full((len(x),), float(x.shape[1])).double()]))
+    total, square, count = torch.stack(moments).sum(0)
     mean = total / count
     std = (square / count - mean.square()).clamp(min=0).sqrt()
     if not bool(torch.isfinite(mean).all() and torch.isfinite(std).all()):

@@ -205,7 +205,7 @@ def remove_branches(module: nn.Module, lasts: list[str]) -> nn.Module:
         if node.meta.get("overwrites"):
             for part in module.get_submodule(str(node.target)).modules():
                 if getattr(part, "inplace", False) is True:
-                    part.inplace = False
+                    setattr(part, "inplace", False)  # noqa: B010
     cut = fx.GraphModule(module, graph, class_name=type(module).__name__)
     cut.train(module.training)
     return cut
