@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tweaknn.structure import ComplexityAware
 from tweaknn.structure.analyse import analyse
-from tweaknn.structure.rounding import settle_branches, streams
+from tweaknn.structure.rounding import opens, settle_branches, streams
 from tweaknn.structure.schedule import LAYERS, UNITS, layers_target, windows
 from tweaknn.structure.settings import Settings
 
@@ -77,9 +77,26 @@ def test_every_gate_decides_by_itself(options: dict) -> None:
     assert pruner.undecided <= 0.02
 
 
+@pytest.mark.parametrize("rewind", [True, False])
+def test_training_starts_anew_once_branches_are_decided(rewind: bool) -> None:
+    model, optimizer, pruner = start(steps=80, flops=0.4, rewind=rewind)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    loop(model, pruner, optimizer, pruner.windows[0].end)
+    assert pruner._window == 1
+    left = dict(pruner.model.named_parameters())
+    assert 0 < len(left) < len(before)
+    assert all(torch.equal(p, before[name]) for name, p in left.items()) == rewind
+    assert all(not optimizer.state.get(p) for p in left.values()) == rewind
+
+
 def test_streams_are_stages() -> None:
     plan = analyse(Stages(), images())
     assert streams(plan).tolist() == [0, 0, 0, 3, 3, 3]
+
+
+def test_the_branch_that_opens_a_stage_is_told_by_its_shortcut() -> None:
+    assert opens(analyse(Stages(), images())).tolist() == [False, False, False, True, False, False]
+    assert not opens(analyse(*make("transformer"))).any()
 
 
 def test_streams_without_gates_are_told_by_width() -> None:
@@ -99,7 +116,7 @@ def test_the_last_branch_of_a_stage_goes_last() -> None:
     two[plan.n_units + np.array([0, 1, 3, 4])] = False
     aim = pruner.measure(two)
     kept = settle_branches(*args, aim=aim, floor=0.5 * aim, measure=pruner.measure)
-    assert kept[plan.n_units :].tolist() == [False, False, True, False, False, True]
+    assert kept[plan.n_units :].tolist() == [False, False, True, True, False, False]  # the one that opens a stage stays
     assert kept[: plan.n_units].all()
 
 

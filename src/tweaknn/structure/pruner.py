@@ -94,6 +94,7 @@ class ComplexityAware:
         self.windows = windows(s, bool((self.active & ~self.is_unit).any()), bool((self.active & self.is_unit).any()))
         self._window = 0  # the one that is open, or the next
         self._open = False
+        self._before: dict[str, Tensor] | None = None
         self.history: list[dict[str, Any]] = []
         self.finished = False
         self.undecided: float | None = None
@@ -241,6 +242,8 @@ class ComplexityAware:
         if self._kind is not None and self.measure(self.possible, self._kind) <= self._aim() * (1 + 0.5 * self.settings.tolerance):
             return self._decide()
         self._open = True
+        if self.windows[self._window].kind == LAYERS and self._kind is not None and self.settings.rewind:
+            self._before = {name: t.detach().clone() for name, t in self.model.state_dict().items()}
         # What a unit saves in what is left, which is less than in the full network where branches are gone.
         left = torch.from_numpy(self.possible.astype(np.float64)).to(self.prices.device)
         self.prices = torch.where(self._moving(), self.cost.gradient(left), self.prices)
@@ -260,6 +263,7 @@ class ComplexityAware:
         alive = (theta >= 0.5) & self.possible
         if self._kind is not None and self._open:
             alive = self._settle_branches(theta)
+        self._rewind()
         alive = self._working(alive)
         smaller = bool((alive != self.possible).any())
         self._close(alive)
@@ -271,6 +275,18 @@ class ComplexityAware:
         self._remeasure()
         self.operate()
         return True
+
+    def _rewind(self) -> None:
+        """Weights and statistics as they were before branches began to be dropped: deciding was only a rehearsal."""
+        if self._before is None:
+            return
+        with torch.no_grad():
+            for name, t in self.model.state_dict().items():
+                t.copy_(self._before[name])
+        for optimizer in self.optimizers:
+            for p in self.model.parameters():
+                optimizer.state.pop(p, None)
+        self._before = None
 
     def _settle_branches(self, theta: np.ndarray) -> np.ndarray:
         """Branches to keep for the budget; a latency is measured, and met from above."""

@@ -30,6 +30,7 @@ def state_of(pruner: ComplexityAware) -> dict[str, Any]:
         "undecided": pruner.undecided,
         "target": pruner._target,
         "window": (pruner._window, pruner._open, pruner._start, pruner._wavered),
+        "before": None if pruner._before is None else {k: v.cpu() for k, v in pruner._before.items()},
         "history": copy.deepcopy(pruner.history),
     }
 
@@ -55,6 +56,8 @@ def restore(pruner: ComplexityAware, state: dict[str, Any]) -> None:
     pruner.finished, pruner.undecided = state["finished"], state["undecided"]
     pruner._target = state["target"]
     pruner._window, pruner._open, pruner._start, pruner._wavered = state["window"]
+    before = state["before"]
+    pruner._before = None if before is None else {k: v.to(device).clone() for k, v in before.items()}
     pruner.history = copy.deepcopy(state["history"])
     pruner.generator.set_state(state["generator"])
     if not pruner.possible.all() and (world() == 1 or pruner.finished):

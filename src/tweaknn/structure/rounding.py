@@ -79,18 +79,31 @@ def streams(plan: Plan) -> np.ndarray:
     return np.array([found.index(f) for f in found], dtype=np.int64)
 
 
+def opens(plan: Plan) -> np.ndarray:
+    """Branches (bool, ``(n_branches,)``) beside a shortcut that computes: they open a stage, with a stride or a new width."""
+    found = np.zeros(len(plan.blocks), dtype=bool)
+    for i, block in enumerate(plan.blocks):
+        inside = block.owner + "." if block.owner else ""
+        found[i] = any(
+            o.module.startswith(inside) and o.kind != "norm" and not any(b.holds(o.module) for b in plan.blocks)
+            for o in plan.ops
+        )
+    return found
+
+
 def settle_branches(
     plan: Plan, theta: np.ndarray, worth: np.ndarray, possible: np.ndarray, *, aim: float, floor: float,
     measure: Callable[[np.ndarray], float],
 ) -> np.ndarray:  # fmt: skip
     """Branches to keep (with every unit in them) so that ``measure`` comes nearest to ``aim`` (in logarithms).
 
-    Branches close in the order of ``theta``, the last one on a residual stream after all that have company: branches
-    on one stream can stand in for each other, the last one is all that computes at its width and resolution, which
+    Branches close in the order of ``theta``: first those whose shortcut passes everything on, then those that open a
+    stage beside a thin, often subsampling map, and the last one on a residual stream after all that have company:
+    branches on one stream can stand in for each other, the last is all that computes at its width and resolution, which
     estimates taken while the others were still there do not show. One that would take the network below ``floor``, the
     budget itself, or further from ``aim`` is passed over, unless units could not reach the budget without it.
     """
-    alive, stream = possible.copy(), streams(plan)
+    alive, stream, first = possible.copy(), streams(plan), opens(plan)
     left = [int(i) for i in np.flatnonzero(possible[plan.n_units :])]
 
     def off(value: float) -> float:
@@ -103,7 +116,7 @@ def settle_branches(
 
     while left:
         company = np.bincount(stream[np.flatnonzero(alive[plan.n_units :])], minlength=len(stream))
-        b = min(left, key=lambda i: (company[stream[i]] < 2, round(theta[plan.n_units + i], 3), worth[plan.n_units + i]))
+        b = min(left, key=lambda i: (company[stream[i]] < 2, bool(first[i]), round(theta[plan.n_units + i], 3), worth[plan.n_units + i]))
         left.remove(b)
         fewer = _flip(alive, plan.n_units + b)
         value = measure(fewer)

@@ -26,7 +26,9 @@ class Settings:
     speed: the fraction of such a window in which a unit drive moves ``theta`` by one (``T`` of section 4).
     share: the share of gates sampled in a step, the others being where they would be rounded to.
     rho: weight of the concave term. kappa: caution about noisy estimates. patience: steps a gate stays at 0 before
-    it is pruned. every: steps between surgeries; 0 leaves surgery to ``compact``.
+    it is pruned. every: steps between surgeries; 0 leaves surgery to ``compact``. rewind: with a budget, weights go back
+    to where they were once the branches are decided, since some steps of a network about to lose most of its branches
+    are a worse start than none.
     """
 
     steps: int
@@ -49,6 +51,7 @@ class Settings:
     every: int = 20
     estimator: str = "trapezoid"
     shrink: bool = True
+    rewind: bool = True
     attraction: bool = False
     tolerance: float = 0.02
     seed: int = 0
