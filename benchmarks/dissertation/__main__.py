@@ -1,7 +1,8 @@
-"""Regenerate the dissertation's tables, one command a table, its numbers beside ours.
+"""Regenerate the dissertation's tables and figures, one command each, its numbers beside ours.
 
     python -m benchmarks.dissertation base  --network cnn3 --data cifar10-jpeg --root DIR --weights cnn3.safetensors
     python -m benchmarks.dissertation 3.3   --network cnn3 --data cifar10-jpeg --root DIR --weights cnn3.safetensors
+    python -m benchmarks.dissertation fig3.5 --network cnn3 --data cifar10-jpeg --root DIR --weights cnn3.safetensors
 
 ``base`` trains a network as section 3.3.1 describes it, for as many iterations as ``--iterations`` allows (the
 dissertation's
@@ -20,6 +21,7 @@ from safetensors.torch import load_file, save_file
 
 from benchmarks.common import machine, write
 from benchmarks.dissertation import data as datasets
+from benchmarks.dissertation.figures import FIGURES
 from benchmarks.dissertation.networks import build
 from benchmarks.dissertation.tables import SAME, TABLES, Bench
 from tweaknn.baselines import Training
@@ -32,7 +34,7 @@ from tweaknn.network.outputs import collect_logits
 def main() -> None:
     """See the module's text."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("table", help="base, or one of " + ", ".join([*TABLES, *SAME]))
+    parser.add_argument("table", help="base, or one of " + ", ".join([*TABLES, *SAME, *FIGURES]))
     parser.add_argument("--network", default="cnn3")
     parser.add_argument("--data", default="cifar10-jpeg", choices=datasets.NAMES)
     parser.add_argument("--root", type=Path, default=Path("."))
@@ -51,8 +53,8 @@ def main() -> None:
     model = build(given.network, len(examples.classes or []))
     if table == "base":
         return report(given, make_base(given, model, examples, test))
-    if table not in TABLES:
-        raise SystemExit(f"no table {given.table!r}; choose one of {', '.join([*TABLES, *SAME])}")
+    if table not in TABLES and table not in FIGURES:
+        raise SystemExit(f"no table {given.table!r}; choose one of {', '.join([*TABLES, *SAME, *FIGURES])}")
     if given.weights is None:
         raise SystemExit("--weights: the base network; make it with `base` first")
     model.load_state_dict(load_file(given.weights))
@@ -60,7 +62,7 @@ def main() -> None:
         examples = examples.subset(stratified(examples.labels, given.take, 0))
     training = Training(iterations=given.iterations, lr=given.lr or 1e-3, penalties=(2.0,), schedule="constant")
     bench = Bench(given.network, given.data, model.eval(), examples, test, training, given.out, given.seed)
-    return report(given, TABLES[table](bench))
+    return report(given, {**TABLES, **FIGURES}[table](bench))
 
 
 def make_base(given: argparse.Namespace, model: torch.nn.Module, examples: object, test: object) -> dict:

@@ -41,6 +41,12 @@ def pages(compared, joined, tmp_path_factory):
     figures = json.loads(json.dumps(result.to_dict()))
     figures["extra"] = study(net, digits("test"), [8], delta=result.delta)
     found = {"compare": page_of(*read_result(compared)), "join": page_of(figures, "join")}
+    plain = {k: v for k, v in figures.items() if k != "extra"}
+    best = plain["candidates"][next(iter(plain["candidates"]))]
+    accuracies = list(best["per_class"].values())
+    point = {"target": best["target"], "overall": best["overall"], "E": best["E"], "per_class": accuracies}
+    best["front"] = [{**point, "fronts": f} for f in (["overall"], ["overall", "worst_drop"], ["worst_drop"], ["overall"])]
+    found["fronts"] = page_of(plain, "join")
     for name, page in found.items():
         (folder / f"{name}.html").write_text(render(page), encoding="utf-8")
     return folder

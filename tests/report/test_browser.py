@@ -90,3 +90,24 @@ def test_readable_without_scripts(opened):
     page = opened("join", java_script_enabled=False)
     assert page.locator("h1").inner_text().startswith("With ")
     assert page.locator("#numbers tbody tr").count() == 10
+
+
+def test_the_front_against_the_worst_loss(opened):
+    page = opened("compare")
+    page.select_option("#view", label="calibration")
+    page.select_option("#axis", "worst_drop")
+    assert "worst class" in page.locator("#pareto").text_content()
+    page.locator("#along").focus()
+    page.keyboard.press("End")
+    assert page.locator("#said").inner_text().startswith("This point")
+    assert page.locator("#pareto circle").evaluate_all("all => all.every(e => Number.isFinite(+e.getAttribute('cy')))")
+
+
+def test_a_joins_fronts_are_drawn_one_at_a_time(opened, pages):
+    """A join's result may hold two fronts in one list; each point says to which it belongs."""
+    page = opened("fronts")
+    steps = []
+    for axis in ("overall", "worst_drop"):
+        page.select_option("#axis", axis)
+        steps.append(page.locator("#pareto circle.step").count())
+    assert steps == [3, 2]

@@ -61,8 +61,7 @@ def deepened(model: nn.Module, x: torch.Tensor, hidden: int, generator: torch.Ge
         first = nn.Linear(head.in_features, hidden)
         second = nn.Linear(hidden, head.out_features)
     new = nn.Sequential(first, nn.ReLU(), second).to(head.weight)
-    replace_module(twin, name, new)
-    return twin
+    return replace_module(twin, name, new)
 
 
 def widened(model: nn.Module, x: torch.Tensor, hidden: int, generator: torch.Generator) -> nn.Module:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import numpy as np
 import torch
 
 from tweaknn.baselines.biases import target_scales
-from tweaknn.baselines.outcome import Outcome
+from tweaknn.baselines.outcome import NotApplicable, Outcome
 from tweaknn.baselines.registry import method
 from tweaknn.baselines.rule import Score, keeps, pick, score
 from tweaknn.baselines.surgery import find_head
@@ -180,12 +182,13 @@ def head_features(task: Task, split: str) -> np.ndarray:
     """
     name, head = find_head(task.model, task.train.batch([0, 0])[0])
     probe = np.arange(min(8, len(task.examples(split))))
-    table = task.table(split)
-    last = table.features[:, table.spans()[-1]]
-    if last.shape[1] == head.in_features:
-        seen = _inputs(task, name, split, probe)
-        if np.allclose(seen, last[probe], rtol=1e-4, atol=1e-5):
-            return last
+    with suppress(NotApplicable):  # no hidden neurons: the head reads the input itself
+        table = task.table(split)
+        last = table.features[:, table.spans()[-1]]
+        if last.shape[1] == head.in_features:
+            seen = _inputs(task, name, split, probe)
+            if np.allclose(seen, last[probe], rtol=1e-4, atol=1e-5):
+                return last
     return _inputs(task, name, split, np.arange(len(task.examples(split))))
 
 

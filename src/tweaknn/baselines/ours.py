@@ -71,6 +71,7 @@ def join(task: Task) -> Outcome:
 
 def _joined(task: Task, name: str | None) -> Outcome:
     """A join as the command makes it; ``name``: the candidate that is taken, None for the one it hands over."""
+    task.reader()  # says so where the method does not apply
     found = SynapticJoin(
         method=name or "best",
         promise="floors",
@@ -105,7 +106,7 @@ def setting_of(task: Task, promise: Promise) -> Setting:
 def frame_of(task: Task) -> Delta:
     """A delta without terms for the task's base."""
     x = task.train.batch([0])[0]
-    reader = Reader(task.model, x, task.layers)
+    reader = task.reader()
     return Delta(
         terms=(),
         bias=torch.zeros(task.n_classes),
@@ -154,7 +155,7 @@ def _run_theta(task: Task) -> Candidate:
         method="theta", promise="overall", layers=task.layers, seed=task.seed, batch_size=task.batch_size
     )
     setting = setting_of(task, Promise("overall"))
-    reader = Reader(task.model, task.train.batch([0])[0], task.layers)
+    reader = task.reader()
     train = task.train.subset(_resampled(task)) if task.oversample else task.train
     found = theta_candidates(join, setting, reader, train, task.validation)
     return next(c for c in found if c.name == "theta")
@@ -170,7 +171,7 @@ def _retrained(task: Task, target_weight: float) -> Outcome:
     chosen, _ = _theta(task)
     if not chosen.terms:
         return _delta_outcome(task, chosen, {"note": "the join added no synapse"})
-    reader = Reader(task.model, task.train.batch([0])[0], task.layers)
+    reader = task.reader()
     values = {split: neurons_of(task, reader, chosen, split) for split in ("train", "validation", "test")}
     heads = [term.head for term in chosen.terms]
     mask = np.zeros((values["train"].shape[1], task.n_classes), dtype=bool)

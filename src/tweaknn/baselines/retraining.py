@@ -129,7 +129,7 @@ def with_dropout(model: nn.Module, task: Task) -> nn.Module:
             raise NotApplicable(
                 f"there is no place for dropout: the network has none of its own and {reason}"
             ) from None
-        replace_module(twin, name, nn.Sequential(nn.Dropout(0.5), head))
+        twin = replace_module(twin, name, nn.Sequential(nn.Dropout(0.5), head))
     return twin
 
 

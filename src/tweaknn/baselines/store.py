@@ -111,6 +111,8 @@ class Store:
         path = self.folder / "tables" / f"{key}.npz"
         try:
             with np.load(path, allow_pickle=False) as found:
+                if found["features"].shape == (len(examples), 0):  # a network without hidden neurons
+                    return PooledTable(found["features"], found["logits"], examples.labels.copy(), ())
                 reads = tuple(_reads(Reader(model, examples.batch([0])[0], layers), ("mean",)))
                 table = PooledTable(found["features"], found["logits"], examples.labels.copy(), reads)
                 width = sum(int(read.index.numel()) for read in reads)

@@ -80,11 +80,14 @@ def last_convolution(model: nn.Module, x: torch.Tensor, before: str) -> tuple[st
     return chosen[0], modules[chosen[0]]
 
 
-def replace_module(model: nn.Module, name: str, new: nn.Module) -> None:
-    """Put ``new`` in the place of the module called ``name``."""
+def replace_module(model: nn.Module, name: str, new: nn.Module) -> nn.Module:
+    """Put ``new`` in the place of the module called ``name``; returns the network (``new``, when that was all of it)."""
+    if not name:
+        return new
     parent, _, child = name.rpartition(".")
     holder = model.get_submodule(parent) if parent else model
     if isinstance(holder, (nn.Sequential, nn.ModuleList)) and child.isdigit():
         holder[int(child)] = new
     else:
         setattr(holder, child, new)
+    return model

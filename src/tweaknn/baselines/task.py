@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from tweaknn.baselines.outcome import NotApplicable
 from tweaknn.baselines.training import Training
-from tweaknn.errors import InputError
+from tweaknn.errors import InputError, ModelError
 from tweaknn.inputs import Examples
 from tweaknn.join.splits import holdout
 from tweaknn.join.table import PooledTable, read_pooled
@@ -20,6 +21,7 @@ from tweaknn.network.outputs import collect_logits
 from tweaknn.network.reader import Reader
 
 SPLITS = ("train", "validation", "test")
+NO_NEURONS = "the network has no hidden neurons that could be read"
 
 
 @dataclass(eq=False)
@@ -80,13 +82,25 @@ class Task:
         return self.examples(split).labels
 
     def table(self, split: str) -> PooledTable:
-        """Pooled neurons of all layers on a split; read once, kept."""
+        """Pooled neurons of all layers on a split; read once, kept.
+
+        Raises :class:`NotApplicable` for a network without hidden neurons.
+        """
         if split not in self._tables:
             if self._read_table is not None:
                 self._tables[split] = self._read_table(split)
             else:
                 self._tables[split] = pooled(self.model, self.examples(split), self.batch_size, self.layers)
+        if not self._tables[split].reads:
+            raise NotApplicable(NO_NEURONS)
         return self._tables[split]
+
+    def reader(self) -> Reader:
+        """What names and reads the hidden neurons. Raises :class:`NotApplicable` where there are none to read."""
+        try:
+            return Reader(self.model, self.train.batch([0])[0], self.layers)
+        except ModelError as problem:
+            raise NotApplicable(str(problem).rstrip(".")) from problem
 
     def run(self, model: nn.Module, split: str, indices: np.ndarray | None = None) -> np.ndarray:
         """Logits ``(n, c)`` of a changed network on a split (or some of its examples)."""
@@ -107,8 +121,14 @@ class Task:
 def pooled(
     model: nn.Module, examples: Examples, batch_size: int, layers: str | Sequence[str] = "all", progress: Any = None
 ) -> PooledTable:
-    """Channel means of all layers of ``model`` over ``examples``."""
-    reader = Reader(model, examples.batch([0])[0], layers)
+    """Channel means of all layers of ``model`` over ``examples``; of a network without hidden neurons the logits alone."""
+    try:
+        reader = Reader(model, examples.batch([0])[0], layers)
+    except ModelError:
+        if layers not in ("all", "stages"):
+            raise  # the names are wrong, not the network
+        logits, labels = collect_logits(model, examples.loader(batch_size))  # says what is wrong if that fails too
+        return PooledTable(np.zeros((len(labels), 0), dtype=np.float32), logits, labels, ())
     return read_pooled(reader, examples.loader(batch_size), len(examples), progress=progress)
 
 

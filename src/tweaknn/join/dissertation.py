@@ -162,6 +162,7 @@ def ascend(
         pairs = _shared_start(setting, limits, ranked, averages)
     reached = -1.0
     for _ in range(cycles if len(ranked) > 1 else 1):
+        now = reached  # stays so where no target has a step that is allowed
         for k, one in enumerate(ranked):
             logits = setting.validation.logits.copy()
             for other, (n, scale) in enumerate(pairs):

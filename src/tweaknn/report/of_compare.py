@@ -97,10 +97,6 @@ def compare_page(result: dict[str, Any]) -> dict[str, Any]:
                 "confusion": None if big else base.get("confusion"),
             },
             "views": views,
-            "others": [
-                {"name": v["name"], "target": v["modes"]["own"]["target"], "overall": v["modes"]["own"]["overall"]}
-                for v in views
-            ],
             "start": {"view": start, "mode": "floors"},
         },
     }
@@ -229,7 +225,6 @@ def _empty(result: dict[str, Any], before: list, counts: list, reason: str) -> d
                 "confusion": None,
             },
             "views": [view],
-            "others": [],
             "start": {"view": 0, "mode": "own"},
         },
     }

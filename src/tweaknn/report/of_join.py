@@ -235,9 +235,5 @@ def _interactive(
             "confusion": confusion,
         },
         "views": views,
-        "others": [
-            {"name": v["name"], "target": v["modes"][mode]["target"], "overall": v["modes"][mode]["overall"]}
-            for v in views
-        ],
         "start": {"view": start, "mode": mode},
     }

@@ -13,7 +13,7 @@
   const pts = (v) => (v === null || v === undefined ? "–" : (v > 0 ? "+" : v < 0 ? "−" : "±") + Math.abs(100 * v).toFixed(1));
   const tone = (v) => (v > 5e-5 ? "up" : v < -5e-5 ? "down" : "same");
   const isTarget = new Set(page.targets.map((t) => page.classes.indexOf(t)));
-  const state = { view: page.start.view, mode: page.start.mode, at: null };
+  const state = { view: page.start.view, mode: page.start.mode, at: null, axis: "overall" };
 
   // Wilson's interval at 95 %.
   function wilson(p, n) {
@@ -23,12 +23,21 @@
     return [Math.max(0, m - h), Math.min(1, m + h)];
   }
   const view = () => page.views[state.view];
+  // The points of the front that is drawn: a result may hold two, against overall accuracy and against the worst loss.
+  const points = () => view().front.filter((f) => !f.fronts || f.fronts.includes(state.axis));
   function now() {
-    if (state.at !== null && view().front.length) {
-      const f = view().front[state.at];
+    const front = points();
+    if (state.at !== null && front.length) {
+      const f = front[state.at];
       return { per_class: f.per_class, target: f.target, overall: f.overall, E: f.E };
     }
     return view().modes[state.mode];
+  }
+  // What is plotted upwards: overall accuracy, or how much the class that loses most loses.
+  function height(point) {
+    if (state.axis === "overall") return point.overall;
+    const k = worst(point.per_class);
+    return k < 0 ? 0 : Math.min(0, point.per_class[k] - page.base.per_class[k]);
   }
   function worst(per_class) {
     let k = -1;
@@ -96,14 +105,17 @@
     const svg = $("pareto");
     svg.replaceChildren();
     svg.setAttribute("viewBox", `0 0 ${P.w} ${P.h}`);
-    const points = [[page.base.target, page.base.overall], ...view().front.map((f) => [f.target, f.overall])];
-    for (const m in view().modes) points.push([view().modes[m].target, view().modes[m].overall]);
-    const near = page.others.filter((o) => o.overall > Math.min(...points.map((p) => p[1])) - 0.02);
-    for (const o of near) points.push([o.target, o.overall]);
+    const front = points(), floor = state.axis === "overall" ? page.base.overall : 0;
+    const spots = [[page.base.target, floor], ...front.map((f) => [f.target, height(f)])];
+    for (const m in view().modes) spots.push([view().modes[m].target, height(view().modes[m])]);
+    const least = Math.min(...spots.map((p) => p[1]));
+    const near = page.views.filter((v) => v !== view() && v.modes[state.mode]).map((v) => ({ name: v.name, ...v.modes[state.mode] }))
+      .filter((o) => height(o) > least - 0.02);
+    for (const o of near) spots.push([o.target, height(o)]);
     const range = (k) => {
-      const v = points.map((p) => p[k]);
+      const v = spots.map((p) => p[k]);
       const a = Math.min(...v), b = Math.max(...v), pad = Math.max(0.01, (b - a) * 0.08);
-      return [Math.max(0, a - pad), Math.min(1, b + pad)];
+      return [k || a > pad ? a - pad : 0, Math.min(1, b + pad)];
     };
     const [x0, x1] = range(0), [y0, y1] = range(1);
     scaleX = (v) => P.left + ((v - x0) / (x1 - x0)) * (P.w - P.left - P.right);
@@ -122,17 +134,17 @@
       svg.append(node("text", { x: P.left - 8, y: scaleY(t) + 4, "text-anchor": "end", class: "quiet" }, +(100 * t).toFixed(1)));
     }
     svg.append(node("text", { x: (P.left + P.w - P.right) / 2, y: P.h - 8, "text-anchor": "middle" }, "mean target accuracy, %"));
-    svg.append(node("text", { x: 14, y: (P.top + P.h - P.bottom) / 2, "text-anchor": "middle", transform: `rotate(-90 14 ${(P.top + P.h - P.bottom) / 2})` }, "overall accuracy, %"));
+    svg.append(node("text", { x: 14, y: (P.top + P.h - P.bottom) / 2, "text-anchor": "middle", transform: `rotate(-90 14 ${(P.top + P.h - P.bottom) / 2})` }, state.axis === "overall" ? "overall accuracy, %" : "worst class's change, points"));
     for (const o of near) {
-      const dot = node("circle", { cx: scaleX(o.target), cy: scaleY(o.overall), r: 4.5, class: "other" });
+      const dot = node("circle", { cx: scaleX(o.target), cy: scaleY(height(o)), r: 4.5, class: "other" });
       dot.append(node("title", {}, `${o.name}: target ${pct(o.target)} %, overall ${pct(o.overall)} %`));
       svg.append(dot);
     }
-    if (view().front.length) {
-      svg.append(node("path", { class: "front", d: view().front.map((f, k) => `${k ? "L" : "M"}${scaleX(f.target)} ${scaleY(f.overall)}`).join("") }));
-      for (const f of view().front) svg.append(node("circle", { cx: scaleX(f.target), cy: scaleY(f.overall), r: 2.6, class: "step" }));
+    if (front.length) {
+      svg.append(node("path", { class: "front", d: front.map((f, k) => `${k ? "L" : "M"}${scaleX(f.target)} ${scaleY(height(f))}`).join("") }));
+      for (const f of front) svg.append(node("circle", { cx: scaleX(f.target), cy: scaleY(height(f)), r: 2.6, class: "step" }));
     }
-    const bx = scaleX(page.base.target), by = scaleY(page.base.overall);
+    const bx = scaleX(page.base.target), by = scaleY(floor);
     svg.append(node("path", { class: "basecross", d: `M${bx - 5} ${by - 5}L${bx + 5} ${by + 5}M${bx - 5} ${by + 5}L${bx + 5} ${by - 5}` }));
     const left = bx > P.w - 130;
     svg.append(node("text", { x: bx + (left ? -10 : 10), y: by - 8, "text-anchor": left ? "end" : "start", class: "quiet" }, "untouched"));
@@ -143,8 +155,8 @@
   }
   function nearest(x, y) {
     let best = 0, least = Infinity;
-    view().front.forEach((f, k) => {
-      const d = (scaleX(f.target) - x) ** 2 + (scaleY(f.overall) - y) ** 2;
+    points().forEach((f, k) => {
+      const d = (scaleX(f.target) - x) ** 2 + (scaleY(height(f)) - y) ** 2;
       if (d < least) { least = d; best = k; }
     });
     return best;
@@ -155,7 +167,7 @@
   }
   let dragging = false;
   $("pareto").addEventListener("pointerdown", (event) => {
-    if (!view().front.length) return;
+    if (!points().length) return;
     dragging = true;
     $("pareto").setPointerCapture(event.pointerId);
     go(nearest(...local(event)));
@@ -207,7 +219,7 @@
   function refresh() {
     const n = now(), k = worst(n.per_class);
     moveClasses(n.per_class);
-    if (handle) for (const c of [handle, handle.twin]) { c.setAttribute("cx", scaleX(n.target)); c.setAttribute("cy", scaleY(n.overall)); }
+    if (handle) for (const c of [handle, handle.twin]) { c.setAttribute("cx", scaleX(n.target)); c.setAttribute("cy", scaleY(height(n))); }
     const drop = k < 0 ? 0 : n.per_class[k] - page.base.per_class[k];
     const cost = drop < -5e-5 ? `${page.classes[k]} loses ${Math.abs(100 * drop).toFixed(1)} points` : "no class loses";
     const said = `${state.at === null ? "Chosen point" : "This point"}: targets ${pct(n.target)} % (${pts(n.target - page.base.target)}), overall ${pct(n.overall)} % (${pts(n.overall - page.base.overall)}), ${cost}, E ${(100 * n.E).toFixed(2)}.`;
@@ -226,16 +238,18 @@
     $("mode").replaceChildren(...modes.map((m) => new Option(v.modes[m].label, m, false, m === state.mode)));
     $("view").value = state.view;
     $("about").textContent = v.summary;
-    $("along").max = Math.max(0, v.front.length - 1);
-    for (const id of ["along", "back"]) $(id).disabled = !v.front.length;
+    const front = points();
+    $("along").max = Math.max(0, front.length - 1);
+    for (const id of ["along", "back"]) $(id).disabled = !front.length;
     state.at = null;
     drawFront();
-    if (v.front.length) $("along").value = nearest(scaleX(now().target), scaleY(now().overall));
+    if (front.length) $("along").value = nearest(scaleX(now().target), scaleY(height(now())));
     drawConfusion();
     refresh();
   }
   $("view").addEventListener("change", (e) => { state.view = +e.target.value; choose(); });
   $("mode").addEventListener("change", (e) => { state.mode = e.target.value; choose(); });
+  $("axis").addEventListener("change", (e) => { state.axis = e.target.value; choose(); });
   $("along").addEventListener("input", (e) => go(+e.target.value));
   $("back").addEventListener("click", choose);
   const dark = () => document.documentElement.dataset.theme ? document.documentElement.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
