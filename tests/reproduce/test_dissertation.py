@@ -35,13 +35,13 @@ def fake(n, seed, c=5):
 @pytest.fixture
 def toy(tmp_path, monkeypatch):
     """Runs the command on fake data with a 3-layer CNN; returns what it wrote."""
-    monkeypatch.setattr(datasets, "load", lambda name, root: (fake(260, 0), fake(60, 1)))
+    monkeypatch.setattr(datasets, "load", lambda name, root: (fake(120, 0), fake(40, 1)))
     torch.manual_seed(0)
     save_file(build("cnn3", 5).state_dict(), tmp_path / "cnn3.safetensors")
 
     def run(name, *more):
         out = tmp_path / f"dissertation-{name}.json"
-        arguments = [name, "--network", "cnn3", "--weights", str(tmp_path / "cnn3.safetensors"), "--iterations", "4"]
+        arguments = [name, "--network", "cnn3", "--weights", str(tmp_path / "cnn3.safetensors"), "--iterations", "2"]
         monkeypatch.setattr(sys, "argv", ["x", *arguments, "--out", str(tmp_path / "out"), "--json", str(out), *more])
         command.main()
         return json.loads(out.read_text())

@@ -266,8 +266,10 @@ class Tables:
         return self.kept[key]
 
 
-def default_jobs() -> int:
-    """Cores this process may use."""
+def default_jobs(device: str = "cpu") -> int:
+    """Cores this process may use; one on a GPU, whose memory several networks would have to share."""
+    if not device.startswith("cpu"):
+        return 1
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

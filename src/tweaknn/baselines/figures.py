@@ -63,7 +63,9 @@ def under(task: Task, outcome: Outcome, kind: str) -> dict[str, Any]:
     base, labels = task.judged()
     held = PooledTable(np.zeros((len(labels), 0), dtype=np.float32), base, labels, ())
     setting = Setting(held, held, task.targets, task.classes, Promise(kind), _CHANGE, task.seed)  # type: ignore[arg-type]
-    settled = settle(setting, kind, _CHANGE, outcome.evaluation)  # type: ignore[arg-type]
+    # Less than all of a change only serves floors; overall accuracy is the promise of methods that have a scale of their own.
+    change = _CHANGE if kind == "floors" else _Whole()
+    settled = settle(setting, kind, change, outcome.evaluation)  # type: ignore[arg-type]
     point, strength = settled.point, float(settled.notes["strength"])
     before = task.logits["test"]
     moved = before + np.float32(strength) * (outcome.test - before) + point.bias.astype(np.float32)
@@ -75,13 +77,19 @@ def under(task: Task, outcome: Outcome, kind: str) -> dict[str, Any]:
 class _Change:
     """Stands for any method's change to the logits where the join's procedure expects a delta."""
 
-    terms = (None,)
+    terms: tuple = (None,)
 
     def __mul__(self, strength: float) -> _Change:
         return self
 
     def with_bias(self, bias: Any) -> _Change:
         return self
+
+
+class _Whole(_Change):
+    """The same at full strength only: the procedure scales what has terms."""
+
+    terms = ()
 
 
 _CHANGE = _Change()

@@ -50,7 +50,7 @@ def command(
     group: Annotated[str | None, typer.Option(help="Column whose groups stay together in splits.")] = None,
     time_limit: Annotated[float | None, typer.Option(help="Seconds a method may take in one seed.")] = None,
     jobs: Annotated[
-        int | None, typer.Option(min=0, help="Methods at once; 0: in this process. Default: the cores.")
+        int | None, typer.Option(min=0, help="Methods at once; 0: in this process. Default: the cores; 1 on a GPU.")
     ] = None,
     collect: Annotated[bool, typer.Option("--collect", help="Run nothing: gather what is stored in --out.")] = False,
     track: Annotated[str | None, typer.Option(help="Live view: tensorboard:FOLDER or mlflow:EXPERIMENT.")] = None,
@@ -100,7 +100,7 @@ def command(
         batch_size=batch_size,
         layers=layers if layers in ("all", "stages") else layers.split(","),  # type: ignore[arg-type]
         time_limit=time_limit,
-        jobs=default_jobs() if jobs is None else jobs,
+        jobs=default_jobs(device) if jobs is None else jobs,
         collect=collect,
     )
     opened = o.open_model(

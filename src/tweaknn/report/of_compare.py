@@ -74,6 +74,7 @@ def compare_page(result: dict[str, Any]) -> dict[str, Any]:
             "AUROC",
             "target, floors",
             "E, floors",
+            "p, target",
             "seconds",
             "parameters",
         ],
@@ -81,7 +82,8 @@ def compare_page(result: dict[str, Any]) -> dict[str, Any]:
             f"Means over {len(seeds)} seed{'s' if len(seeds) > 1 else ''}, ± their standard deviation; differences are points "
             "against the untouched network. First each method as its authors operate it, then all at the operating point at "
             "which no class falls below its base accuracy on validation (floors). AUROC is the targets' mean change: a mere shift of "
-            "a logit hardly moves it."
+            "a logit hardly moves it. p is McNemar's paired test on the targets' examples (the median over seeds); seconds are the "
+            "processor's, where they were taken."
         ),
         "confusion": not big and base.get("confusion") is not None,
         "neurons": None,
@@ -139,7 +141,7 @@ def _methods(result: dict[str, Any]) -> list[dict[str, Any]]:
             "summary": "",
             "tone": "base",
             "reason": "",
-            "cells": [percent(base["target"]), percent(base["overall"]), *["–"] * 7],
+            "cells": [percent(base["target"]), percent(base["overall"]), *["–"] * 8],
         }
     ]
     for m in result["methods"]:
@@ -160,12 +162,21 @@ def _methods(result: dict[str, Any]) -> list[dict[str, Any]]:
                     points(m["auroc_gain"]),
                     _gain(floors) if kept else "not kept",
                     f"{100 * floors['E']:.1f}" if kept else "–",
-                    f"{m['seconds']:.0f}",
+                    _chance(m.get("p_target") or []),
+                    f"{m.get('cpu_seconds') or m['seconds']:.0f}",
                     f"{m['parameters']:,}",
                 ],
             }
         )
     return rows
+
+
+def _chance(p: list[float | None]) -> str:
+    known = sorted(v for v in p if v is not None)
+    if not known:
+        return "–"
+    middle = known[len(known) // 2]
+    return "< 0.001" if middle < 0.001 else f"{middle:.3f}"
 
 
 def _spread(m: dict[str, Any], key: str) -> str:
@@ -209,7 +220,7 @@ def _empty(result: dict[str, Any], before: list, counts: list, reason: str) -> d
         "table": class_table(classes, counts, before, before),
         "payers": "Nobody.",
         "methods": _methods(result),
-        "methods_head": ["method", *[""] * 9],
+        "methods_head": ["method", *[""] * 10],
         "methods_note": "",
         "confusion": False,
         "neurons": None,
