@@ -292,7 +292,8 @@ def _retrainings(bench: Bench, task: Task) -> dict[str, list[dict[str, Any]]]:
         "retraining-4": lambda: _curve(task, "retraining-4", two, with_dropout(task.model, task), steps),
         "retraining-5": lambda: _curve(replace(task, train=more), "retraining-5", None, None, steps),
     }
-    return {name: make()[MOMENTS // 2 :] for name, make in wanted.items()}
+    made = {name: make() for name, make in wanted.items()}
+    return {name: moments[len(moments) // 2 :] for name, moments in made.items()}
 
 
 def _synaptic(task: Task) -> dict[str, Any]:

@@ -63,6 +63,7 @@ def test_tables(name, toy, tmp_path, capsys, monkeypatch):
         assert "|" in said or name == "3.2"
 
 
+@pytest.mark.slow
 def test_table_3_10_with_oversampling_underneath(toy):
     found = toy("3.10")
     for size, row in found["ours"].items():

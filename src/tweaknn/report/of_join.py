@@ -40,7 +40,7 @@ def join_page(result: dict[str, Any]) -> dict[str, Any]:
     cost = cost_words(classes, before, now["per_class"])
     sentence = result["sentence"]
     if chosen is not None:
-        sentence = headline(f"{n:,} validation images", chosen, targets, base["target"], now["target"], cost)
+        sentence = headline(f"{n:,} validation images", _called(chosen), targets, base["target"], now["target"], cost)
     others = [v for v in views if v["name"] != views[start]["name"]]
     beside = "By the same rule on the same images: " + "; ".join(
         f"{v['name']} {points(v['modes']['chosen']['target'] - base['target'])}" for v in others
@@ -95,7 +95,7 @@ def _controls(result: dict[str, Any]) -> dict[str, Any]:
 
 def _on_other_images(result: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
     """A join's page with everything measured on images given to the report; the controls stay validation figures."""
-    page = _page(extra, result["classes"], result["targets"], result["chosen"], extra.get("front") or [])
+    page = _page(extra, result["classes"], result["targets"], _called(result["chosen"]), extra.get("front") or [])
     return {
         **page,
         "title": f"{', '.join(result['targets'])}: what the join did",
@@ -178,6 +178,17 @@ def _mode(label: str, after: list, c: dict[str, Any], before: list) -> dict[str,
     }
 
 
+def _called(name: str) -> str:
+    """A candidate in the page's first sentence."""
+    known = {
+        "bias": "a mere constant on the logits",
+        "random-neurons": "randomly drawn neurons",
+        "last-layer": "a refit of the last layer",
+        "mean": "the join (the mean of its two fits)",
+    }
+    return known.get(name, f"the join ({name})")
+
+
 def _summary(name: str, c: dict[str, Any]) -> str:
     known = {
         "bias": "Control: a constant on each logit.",
@@ -185,7 +196,14 @@ def _summary(name: str, c: dict[str, Any]) -> str:
         "random-neurons": "Control: neurons drawn by lot.",
         "last-layer": "Control: the last hidden layer alone.",
         "fit": "Pooled neurons of all layers, weights at the convex optimum, operating point.",
+        "aan": "A small network on pooled neurons of all layers, operating point.",
+        "aan-grouped": "The same with a hidden group a stage.",
+        "mean": "The mean of fit and aan, operating point.",
+        "selected": "A few neurons that a group-sparse fit keeps, refitted.",
         "theta": "The dissertation's join.",
+        "retrain-1": "The dissertation's synapses, their weights solved for.",
+        "retrain-2": "The same with the targets' loss doubled.",
+        "schedule": "Joins and retrainings in turn.",
     }
     reason = c.get("reason")
     return known.get(name, "") + (f" {reason}" if reason else "")

@@ -8,15 +8,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import nn
 
-from tweaknn.delta import Delta
-from tweaknn.delta.heads import Linear
+from tweaknn.delta import LOGITS, Delta, Read
 from tweaknn.inputs import Examples
 from tweaknn.join.comparison import compare_logits
 from tweaknn.join.dissertation import read_positions
-from tweaknn.join.table import read_pooled
 from tweaknn.measure import confusion_matrix, error_e, per_class_accuracy, shift_front, shifted_accuracy
 from tweaknn.network.outputs import collect_logits
 from tweaknn.network.reader import Reader
@@ -56,11 +55,13 @@ def study(
 
 
 def front(base: np.ndarray, after: np.ndarray, labels: np.ndarray, targets: Sequence[int]) -> list[dict[str, Any]]:
-    """The tweaked network with more or less of a constant on its targets: points a user may drag along."""
+    """Points a user may drag along: from the base through more and more of the change to the tweaked network, and from
+    there on with a constant on its targets, as far as that is on the Pareto front."""
     before, _ = per_class_accuracy(base.argmax(1), labels, base.shape[1])
+    found = [shifted_accuracy(base + s * (after - base), labels, targets, 0.0) for s in (0.0, 0.25, 0.5, 0.75, 1.0)]
+    found += [shifted_accuracy(after, labels, targets, shift) for shift in shift_front(after, labels, targets) if shift > 0]
     points = []
-    for shift in shift_front(after, labels, targets):
-        target, overall, per_class = shifted_accuracy(after, labels, targets, shift)
+    for target, overall, per_class in sorted(found, key=lambda row: (row[0], -row[1])):
         accuracies = [None if np.isnan(a) else round(float(a), 5) for a in per_class]
         points.append({"target": target, "overall": overall, "E": error_e(before, per_class), "per_class": accuracies})
     return points
@@ -161,45 +162,75 @@ def _of_theta(
 def _strongest(
     reader: Reader, examples: Examples, delta: Delta, target: int, batch_size: int
 ) -> tuple[dict[str, str], list[dict[str, Any]], str] | None:
-    """Where a linear delta of pooled neurons has its effect on the target, and what excites its strongest neurons."""
-    terms = [t for t in delta.terms if isinstance(t.head, Linear) and all(r.reduction == "mean" for r in t.reads)]
-    if not terms:
-        return None
-    table = read_pooled(reader, examples.loader(batch_size), len(examples))
-    spans = {read.layer: span for read, span in zip(table.reads, table.spans(), strict=True)}
-    spread = table.features.std(0)
-    effect = np.zeros(table.features.shape[1])
-    for term in terms:
-        head = term.head
-        assert isinstance(head, Linear)
-        columns = head.columns.tolist()
-        if target not in columns:
+    """Where a delta has its effect on the target, and what excites its strongest neurons.
+
+    A neuron's effect is the mean slope of the target's logit along it (its weight, where the delta is linear) times the
+    neuron's spread over the examples. None for a delta that reads no hidden neuron or does not reach the target.
+    """
+    reads: list[Read] = []
+    values: list[np.ndarray] = []
+    effects: list[np.ndarray] = []
+    for term in delta.terms:
+        columns = term.head.columns.tolist()
+        if target not in columns or any(read.layer == LOGITS for read in term.reads):
             continue
-        weight = head.weight[:, columns.index(target)].numpy()
-        start = 0
-        for read in term.reads:
-            at = np.arange(spans[read.layer].start, spans[read.layer].stop)[read.index.numpy()]
-            effect[at] += weight[start : start + len(at)] * spread[at]
-            start += len(at)
-    if not np.any(effect):
+        x = torch.from_numpy(_read(reader, examples, term.reads, batch_size)).requires_grad_(True)
+        with torch.enable_grad():
+            term.head(x)[:, columns.index(target)].sum().backward()
+        assert x.grad is not None
+        reads += term.reads
+        values.append(x.detach().numpy())
+        effects.append((x.grad.mean(0) * x.detach().std(0)).numpy())
+    if not effects or not any(np.any(e) for e in effects):
         return None
-    names = list(spans)
-    by_layer = [float(np.abs(effect[span]).sum()) for span in spans.values()]
-    whole = sum(by_layer)
+    effect, seen = np.concatenate(effects), np.concatenate(values, axis=1)
+    owner = np.concatenate([np.full(int(read.index.numel()), r) for r, read in enumerate(reads)])
+    within = np.concatenate([read.index.numpy() for read in reads])
+    order = [layer.name for layer in reader.layers]
+    size = dict.fromkeys(order, 0.0)
+    for r, read in enumerate(reads):
+        size[read.layer] += float(np.abs(effect[owner == r]).sum())
+    names = [name for name in order if size[name] > 0]
+    whole = sum(size.values())
     chart = {
-        "svg": bars(names, by_layer, [f"{v / whole:.1%}" for v in by_layer], "Effect of the delta's synapses by layer"),
-        "caption": "How much of the Δnn's effect on the target's logit comes from each layer (|weight| times the neuron's spread).",
+        "svg": bars(
+            names, [size[n] for n in names], [f"{size[n] / whole:.1%}" for n in names], "Effect of the change by layer"
+        ),
+        "caption": "How much of the Δnn's effect on the target's logit comes from each layer (|slope| times the neuron's spread).",
     }
-    strips = []
-    for k in np.argsort(-np.abs(effect))[:SHOWN_NEURONS]:
-        layer = next(n for n, s in spans.items() if s.start <= k < s.stop)
+    strips: list[dict[str, Any]] = []
+    shown = set()
+    for k in np.argsort(-np.abs(effect)):
+        read = reads[int(owner[k])]
+        place = read.layer, read.reduction, int(within[k])
+        if place in shown:  # another term of the same delta reads it too
+            continue
+        if len(strips) == SHOWN_NEURONS:
+            break
+        shown.add(place)
         sign = "speaks for" if effect[k] > 0 else "speaks against"
-        caption = (
-            f"{layer}, channel {int(k) - spans[layer].start}: {sign} the target ({effect[k]:+.2f} a standard deviation)"
-        )
-        strips.append(_strip(examples, table.features[:, k], caption))
-    used = int((effect != 0).sum())
-    return chart, strips, f"The Δnn reads {used} pooled neurons (channel means) for this target."
+        what = "channel" if read.reduction in ("mean", "max") and len(read.shape) > 1 else "neuron"
+        how = f" ({read.reduction})" if read.reduction != "position" and len(read.shape) > 1 else ""
+        caption = f"{read.layer}, {what} {int(within[k])}{how}: {sign} the target ({effect[k]:+.2f} a standard deviation)"
+        strips.append(_strip(examples, seen[:, k], caption))
+    return chart, strips, f"The Δnn reads {int((effect != 0).sum()):,} numbers from hidden layers for this target."
+
+
+def _read(reader: Reader, examples: Examples, reads: Sequence[Read], batch_size: int) -> np.ndarray:
+    """Values ``(n, f)`` of what a term reads, in its order, in one pass."""
+    position = {layer.name: k for k, layer in enumerate(reader.layers)}
+    blocks = []
+    for x, _ in examples.loader(batch_size):
+        row: list[np.ndarray | None] = [None] * len(reads)
+
+        def sink(k: int, activation: torch.Tensor, row: list = row) -> None:
+            for r, read in enumerate(reads):
+                if position[read.layer] == k:
+                    row[r] = read.pick(activation).float().cpu().numpy()
+
+        reader(x, sink)
+        blocks.append(np.concatenate([part for part in row if part is not None], axis=1))
+    return np.concatenate(blocks)
 
 
 def _strip(examples: Examples, values: np.ndarray, caption: str) -> dict[str, Any]:
