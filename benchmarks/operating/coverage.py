@@ -25,8 +25,11 @@ from tweaknn.join.settle import best_strength, placed
 from tweaknn.join.splits import holdout
 from tweaknn.join.table import PooledTable
 
-CASES = (("vit", 4000, "floors", 0.03), ("text", 3000, "floors", 0.05), ("vit", 1000, "overall", 0.01), ("text", 1000, "overall", 0.02),
-         ("usps", 4000, "floors", 0.05))  # fmt: skip
+CASES = (
+    ("vit", 2500, "floors", 0.1),
+    ("vit", 1000, "overall", 0.02),
+    ("text", 2500, "floors", 0.15),
+)
 CONFIDENCE = 0.95
 
 
@@ -71,6 +74,8 @@ def case(name: str, n: int, promise: Promise, draws: int) -> dict[str, Any]:
         none[key] += bias is None
 
     for draw in range(draws):
+        if draw % 20 == 0:
+            print(name, draw, {k: (round(float(np.mean(v)), 3), none[k]) for k, v in held.items() if v}, flush=True)
         rows = np.random.default_rng(1000 + draw).integers(0, len(y), n)
         whole = rest.rows(rows)
         if not (whole.labels == target).any():

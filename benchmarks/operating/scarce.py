@@ -118,9 +118,9 @@ def seen(name: str, seeds: int) -> list[dict[str, Any]]:
         order = np.random.default_rng(seed).permutation(len(own.labels))
         first, second = own.rows(order[: len(order) // 2]), own.rows(order[len(order) // 2 :])
         targets = worst(second)
+        prepared = ready(frame, classes, first, second, 100_000)
         for times in (0, 1, 2, 4):
             join = SynapticJoin(method="fit", base_saw="both", cross_fit=False, caution=times * CAUTION)
-            prepared = ready(frame, classes, first, second, 100_000)
             rows.append({"what": "seen", "pool": name, "n": len(second.labels), "seed": seed, "way": f"caution x {times}",
                          **row(join, prepared, report, targets)})  # fmt: skip
     return rows
@@ -131,10 +131,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--only", choices=("seen", "cross"))
     options = parser.parse_args()
     rows: list[dict[str, Any]] = []
-    jobs: list[Any] = [(seen, ("usps",)), (seen, ("clothing",))]
-    jobs += [(cross, (name, n)) for name, n in (("usps", 300), ("usps", 1000), ("text", 600), ("clothing", 600), ("vit", 600))]
+    jobs: list[Any] = [(cross, (name, n)) for name, n in (("text", 600), ("usps", 300), ("clothing", 600), ("vit", 600), ("usps", 1000))]
+    jobs = [(seen, ("usps",)), *jobs, (seen, ("clothing",))]
+    jobs = [job for job in jobs if options.only in (None, job[0].__name__)]
     points = []
     for job, arguments in jobs:
         rows += job(*arguments, options.seeds)

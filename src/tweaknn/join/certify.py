@@ -27,8 +27,11 @@ from tweaknn.join.settle import STRENGTHS, best_strength, placed
 from tweaknn.join.table import PooledTable
 from tweaknn.measure.paired import above_p_value, below_p_value, drop_p_value, least_examples, lost_p_value
 
-LEVELS = (6.0, 5.0, 4.0, 3.5, 3.0, 2.5, 2.0, 1.5, 1.0, 0.5, 0.0)
+LEVELS = (6.0, 4.5, 3.5, 2.5, 2.0, 1.5, 1.0, 0.5, 0.0)
 """Cautions of the path, in standard errors on the examples it is chosen on."""
+
+WEAK = (*STRENGTHS, 0.125, 0.06)
+"""Multiples of a change along the path: where examples are few only a weak change, which moves few of them, can be certified."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,7 @@ def certify(
     passed: dict[str, Any] = {}
     seen: set[tuple[float, bytes]] = set()
     for level in LEVELS:
-        strengths = STRENGTHS if delta.terms else (1.0,)
+        strengths = WEAK if delta.terms else (1.0,)
         point, strength, scaled = best_strength(setting, logits, level, strengths, candidate.point.bias)
         if not point.feasible or point.value <= point.base_value + 1e-12 or (strength, point.bias.tobytes()) in seen:
             continue
