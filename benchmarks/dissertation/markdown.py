@@ -63,10 +63,13 @@ def table_3_11(d: dict[str, Any]) -> str:
     """Ratios of times."""
     ratio = d["ratio_to_training"]
     lines = ["| per 1,000 iterations | ours: ratio to training | dissertation (Tables 3.11, 4.6) |", "|---|---|---|"]
-    training, da, wa, aan = d["dissertation"]["4.6"]["cnn3-bn/svhn"]
+    training, da, wa, aan = d["dissertation"]["4.6"]["resnet20/svhn" if d["settings"]["network"] == "resnet20" else "cnn3-bn/svhn"]
     theirs = {"original / 1k": 1.0, "da / 1k": da / training, "wa / 1k": wa / training, "aan / 1k": aan / training}
+    once = d["dissertation"]["3.11"]
+    theirs["synaptic retraining / 1k"] = once["synaptic retraining / 1k"] / once["training / 1k"]
     lines += [
-        f"| {name.removesuffix(' / 1k')} | {value:.2f} | {theirs.get(name, 0):.2f} |" for name, value in ratio.items()
+        f"| {name.removesuffix(' / 1k')} | {value:.3g} | {f'{theirs[name]:.2f}' if name in theirs else '–'} |"
+        for name, value in ratio.items()
     ]
     seconds = d["seconds"]
     lines.append("")

@@ -57,7 +57,7 @@ def _mlflow(experiment: str) -> Iterator[Track]:
     try:
         import mlflow
     except ImportError as problem:
-        raise InputError("--track mlflow needs it installed: pip install mlflow.") from problem
+        raise InputError("--track mlflow needs it installed: pip install mlflow (or 'tweaknn[mlflow]').") from problem
     mlflow.set_experiment(experiment)
 
     def log(seed: int, name: str, found: dict[str, Any]) -> None:
