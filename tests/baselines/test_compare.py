@@ -94,7 +94,7 @@ def _but_time(methods):
             return True
 
     def free(m):
-        return {**m, "seconds": Any(), "sd": Any()}
+        return {**m, "seconds": Any(), "cpu_seconds": Any(), "sd": Any()}
 
     return [free(m) for m in methods]
 
