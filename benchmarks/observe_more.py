@@ -17,6 +17,8 @@ from tweaknn.network.reader import Reader
 from tweaknn.theta import kernels
 from tweaknn.theta.blocks import plan
 from tweaknn.theta.observe import observe
+from tweaknn.theta.relations import relate
+from tweaknn.theta.sieve import Sieve
 
 
 def _median(call: Callable[[], Any], rounds: int = 5) -> float:
@@ -49,22 +51,58 @@ def copy_bandwidth(size: int = 256 << 20) -> float:
 
 
 def kernel(options: Any) -> dict[str, Any]:
-    """One class: bytes over copy bandwidth. Many classes: pair operations over their measured peak."""
+    """The fold on layers of 16,384 neurons that come from memory, one thread.
+
+    One class: bytes over copy bandwidth, and over what the largest value of an array costs, which reads and does no more.
+    Many classes: pair operations over their measured peak. ``sieve``: the same on the last of 64 micro-batches, counting
+    the pairs it leaves out as done.
+    """
     rng = np.random.default_rng(0)
     bandwidth, peak = copy_bandwidth(), peak_pairs()
-    result: dict[str, Any] = {"copy_gb_s": round(bandwidth / 1e9, 2), "peak_gpairs_s": round(peak / 1e9, 2)}
-    for n, v, c in ((32, 1 << 20, 1), (32, 1 << 17, 10), (32, 1 << 17, 100), (64, 1 << 15, 1000)):
-        values = rng.random((n, v), dtype=np.float32)
-        inverse, used = rng.random((n, c), dtype=np.float32), np.arange(n, dtype=np.int32)
-        peaks = np.zeros((c, v), np.float32)
-        took = _median(lambda: kernels.fold_plain(values, 0, used, inverse, peaks))  # noqa: B023
-        moved = values.nbytes + 2 * peaks.nbytes
+    n, v = 32, 16384
+    long = rng.random(64 << 20, dtype=np.float32)
+    reads = long.nbytes / _median(long.max)
+    result: dict[str, Any] = {
+        "copy_gb_s": round(bandwidth / 1e9, 2),
+        "read_gb_s": round(reads / 1e9, 2),
+        "peak_gpairs_s": round(peak / 1e9, 2),
+    }
+    for c, count in ((1, 64), (10, 32), (100, 8), (1000, 1)):
+        layers = long[: count * n * v].reshape(count, n, v)
+        inverse, used = (1 / rng.random((n, c))).astype(np.float32), np.arange(n, dtype=np.int32)
+        peaks = np.zeros((count, c, v), np.float32)
+
+        def whole() -> None:
+            for k in range(count):  # noqa: B023
+                kernels.fold_plain(layers[k], 0, used, inverse, peaks[k])  # noqa: B023
+
+        took = _median(whole)
+        moved, pairs = layers.nbytes + 2 * peaks.nbytes, layers.size * c
         result[f"{c}_classes"] = {
-            "gpairs_s": round(n * v * c / took / 1e9, 2),
-            "of_peak": round(n * v * c / took / peak, 3),
+            "gpairs_s": round(pairs / took / 1e9, 2),
+            "of_peak": round(pairs / took / peak, 3),
+            "gb_s": round(moved / took / 1e9, 2),
             "of_copy_bandwidth": round(moved / took / bandwidth, 3),
         }
+        if c > 1:
+            result[f"{c}_classes"]["sieve_gpairs_s"] = round(_sifted(layers, c) / 1e9, 2)
     return result
+
+
+def _sifted(layers: np.ndarray, c: int) -> float:
+    """Pairs a second of the sieve after 64 micro-batches with margins of their own."""
+    rng = np.random.default_rng(1)
+    sieves = [Sieve(c, layers.shape[2], 1) for _ in layers]
+    peaks = np.zeros((len(layers), c, layers.shape[2]), np.float32)
+    times = []
+    for _ in range(64):
+        logits = rng.standard_normal((layers.shape[1], c)).astype(np.float32)
+        r = relate(logits, logits.argmax(1), np.arange(c))
+        begin = time.perf_counter()
+        for k, sieve in enumerate(sieves):
+            sieve.fold((peaks[k],), layers[k], 0, r)
+        times.append(time.perf_counter() - begin)
+    return layers.size * c / float(np.median(times[-9:]))
 
 
 _PEAK = """

@@ -21,8 +21,9 @@ _FLOAT_MAX = np.float64(np.finfo(np.float32).max)
 STRIP = 4 * tiles.WIDTH
 """Neurons for which all classes are done before the next: a micro-batch's strip stays in the first-level cache."""
 
-LONG = 4096
-"""Neurons whose maxima stay in the first-level cache while the rows of a micro-batch pass by, each read in one run."""
+LONG = 16384
+"""Neurons whose maxima stay in the second-level cache while the rows of a micro-batch pass by: long runs of memory, as a
+core reads short ones, one here and one there, several times more slowly."""
 
 _W, _U = tiles.WIDTH, tiles.CLASSES
 _s1, _s2 = tiles.SIGNED[1], tiles.SIGNED[2]
