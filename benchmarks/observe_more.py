@@ -112,6 +112,7 @@ import observe as b
 import torch
 torch.set_num_threads(1)
 what, n = sys.argv[1], int(sys.argv[2])
+b.BATCH = 32  # labels are made with the micro-batches of the reader, or their making would be the peak
 model, x, _ = b.case(2048)
 y = b.label(model, x, 0.86, 0)
 from tweaknn.network.reader import Reader
@@ -123,7 +124,8 @@ class Again:  # the same images over and over: the data itself must not grow
             yield x[rows], y[rows]
 if what == "plain":
     with torch.inference_mode():
-        for part, _ in Again(): model(part)
+        for whole, _ in Again():
+            for part in whole.split(32): model(part)
 else:
     found = b.observe(Reader(model, x[:2]), Again(), range(10)); found.best(100)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)

@@ -80,3 +80,19 @@ def test_most_of_the_work_is_left_out():
         closed.append((reach[:, None] * r.ladders[0].inverse[:, 0] < sieve.floors[0]).mean())
         sieve.fold(peaks, V, 0, r)
     assert np.mean(closed[-40:]) > 0.8
+
+
+@pytest.mark.parametrize("before", [0.0, 1.0])
+def test_a_neuron_that_is_suddenly_loud_is_not_overlooked(before):
+    """Floors rest on the scale a neuron has had: they have to sink with it."""
+    v = STRIP
+    sieve, peaks = Sieve(1, v, 1), (np.zeros((1, v), np.float32),)
+    values = np.ones((1, v), np.float32)
+    values[0, 9] = before
+    margin = np.float32([[10, 0]])  # towards class 1: inverse margin 1/10
+    for scale in (1.0, 0.01):  # borderline at first: peaks and floors at 10, later ratios are far below
+        sieve.fold(peaks, values, 0, relate(margin * np.float32(scale), np.array([0]), np.array([1])))
+    values[0, 9] = 6 * 10
+    sieve.fold(peaks, values, 0, relate(margin * np.float32(0.05), np.array([0]), np.array([1])))
+    assert peaks[0][0, 9] == np.float32(60 * np.float32(1 / 0.5))
+    assert abs(peaks[0][0, 8] - 10) < 1e-4

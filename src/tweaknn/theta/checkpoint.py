@@ -15,8 +15,8 @@ from tweaknn.errors import InputError, TableError
 from tweaknn.theta.state import Kept, Own, State
 
 
-def write_whole(path: Path, write: Callable[[BinaryIO], None]) -> None:
-    """Write a file under another name, flush it to the disk, rename it.
+def write_whole(path: Path, write: Callable[[BinaryIO], None], sync: bool = True) -> None:
+    """Write a file under another name, flush it to the disk (``sync``), rename it.
 
     Raises:
         InputError: it cannot be written (no permission, disk full); nothing is left behind.
@@ -27,7 +27,8 @@ def write_whole(path: Path, write: Callable[[BinaryIO], None]) -> None:
         with os.fdopen(handle, "wb") as stream:
             write(stream)
             stream.flush()
-            os.fsync(stream.fileno())
+            if sync:
+                os.fsync(stream.fileno())
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except OSError as error:
@@ -48,13 +49,14 @@ class Checkpoint:
 
     Args:
         folder: made if missing. key: everything that decides the result; a folder of another run is refused.
+        durable: whether what is saved has to outlive the machine; not where it only makes room for other passes.
 
     Raises:
         InputError: the folder cannot be made, or belongs to another run.
     """
 
-    def __init__(self, folder: Path, key: dict[str, Any]) -> None:
-        self.folder = Path(folder)
+    def __init__(self, folder: Path, key: dict[str, Any], durable: bool = True) -> None:
+        self.folder, self.durable = Path(folder), durable
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -79,7 +81,7 @@ class Checkpoint:
     def save(self, name: str, arrays: dict[str, Any], done: int) -> None:
         """Replace the state called ``name``: ``done`` batches are in it."""
         arrays = {**arrays, "done": np.int64(done)}
-        write_whole(self.folder / f"{name}.npz", lambda f: np.savez(f, **arrays))
+        write_whole(self.folder / f"{name}.npz", lambda f: np.savez(f, **arrays), self.durable)
 
     def blocks(self, name: str, targets: np.ndarray, form: str) -> Spooled:
         """The blocks of a finished state, each read when it is asked for."""

@@ -123,7 +123,7 @@ def run(
         took = seconds_an_example(reader, some, its, settings, wanted.passes[0]) * n * len(wanted.passes)
         note(
             f"{len(wanted.passes)} pass{'es' if len(wanted.passes) > 1 else ''} over {n} examples, "
-            f"{wanted.largest / 1e6:.0f} MB of statistics, at most about {duration(took)}"
+            f"{wanted.largest / 1e6:.{0 if wanted.largest > 1e7 else 2}f} MB of statistics, at most about {duration(took)}"
         )
     engine = None
     if request.engine == "ray":

@@ -212,13 +212,14 @@ def prune(row, neuron, ratio, size, plus, minus):  # type: ignore[no-untyped-def
 
 @jit
 def smallest_positive(peak, out):  # type: ignore[no-untyped-def]
-    """out[j] = min(out[j], smallest positive peak[j, i])."""
+    """out[j] = min(out[j], smallest positive peak[j, i]), by the bits less one, of which those of 0 are the largest."""
+    one = np.uint32(1)
     for j in range(peak.shape[0]):
-        least = out[j]
-        for i in range(peak.shape[1]):
-            p = peak[j, i]
-            least = p if 0 < p < least else least
-        out[j] = least
+        bits = peak[j].view(np.uint32)
+        least = np.uint32(out[j : j + 1].view(np.uint32)[0] - one)
+        for i in range(len(bits)):
+            least = min(least, np.uint32(bits[i] - one))
+        out[j : j + 1].view(np.uint32)[0] = least + one
 
 
 @jit

@@ -158,7 +158,7 @@ def observe(
             "batch": size,
             **(key or {}),
         }
-        checkpoint = Checkpoint(folder, about)
+        checkpoint = Checkpoint(folder, about, durable=resume is not None)
     if not devices and reader.device.type != "cpu":
         devices = (str(reader.device),)
     run = _Run(reader, batches, settings, passes, size, threads, tuple(devices), checkpoint, progress)
