@@ -238,6 +238,21 @@ def test_loader_order_subset_and_cache(folder):
         data.loader(0)
 
 
+def test_images_that_came_through_shared_memory(parquet):
+    """Arrays out of a Ray object store are read-only: decoding goes on in a copy."""
+    import pickle
+
+    data = load_data(parquet())
+    expected_last = data[5][0]
+    sent = load_data(parquet())
+    sent[0]  # one picture is decoded, the others are not
+    buffers: list[pickle.PickleBuffer] = []
+    body = pickle.dumps(sent, protocol=5, buffer_callback=buffers.append)
+    arrived = pickle.loads(body, buffers=[bytes(b.raw()) for b in buffers])
+    torch.testing.assert_close(arrived[5][0], expected_last)
+    torch.testing.assert_close(arrived[0][0], data[0][0])
+
+
 def test_beyond_the_cache_limit_images_are_decoded_again(folder, monkeypatch):
     kept = torch.cat([x for x, _ in load_data(folder).loader(4)])
     monkeypatch.setattr("tweaknn.inputs.examples.CACHE_BYTES", 10)

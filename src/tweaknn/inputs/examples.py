@@ -50,9 +50,12 @@ class _Pixels:
             first = next(iter(fresh.values()))
             if len(self.source) * first.nbytes <= CACHE_BYTES:
                 self.store = np.empty((len(self.source), *first.shape), dtype=np.uint8)
+                self.have = self.have.copy()  # likewise may have come read-only
             else:
                 self.lazy = True
         if self.store is not None:
+            if not self.store.flags.writeable:  # came from another process' shared memory, e.g. a Ray object store
+                self.store, self.have = self.store.copy(), self.have.copy()
             for i, image in fresh.items():
                 self._check_shape(i, image.shape, self.store.shape[1:])
                 self.store[i] = image
