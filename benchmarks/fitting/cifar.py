@@ -8,7 +8,7 @@ operating point on one half of the test split, measured on the other half, both 
 once a seed. ``--validation train``: chosen on as many further images of the train split, which the base was trained
 on, as most users have them; measured on the whole test split.
 
-Everything is the product's own: the network is read by ``SynapticJoin.prepare`` (two shifted views), the candidates
+Everything is the product's own: the network is read by ``SynapticJoin.prepare`` (one shifted view), the candidates
 are those of ``best``. ``head2toe`` is the convex fit of a quarter of the neurons, chosen by group lasso over all
 layers. Rows ``fine-tuned E`` come from ``benchmarks.fitting.tables --finetune E`` (the whole train split), brought to
 their operating point by the same rule.

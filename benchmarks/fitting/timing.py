@@ -3,7 +3,7 @@
     python -m benchmarks.fitting.timing --examples 10000 --out benchmarks/results/fit-timing.json
 
 Seconds of: one pass that pools all neurons and one plain forward pass; the convex fit and its operating point; the
-whole default (passes over training data, its two views and validation, all fits, operating points of all
+whole default (passes over training data, its views and validation, all fits, operating points of all
 candidates); an epoch of fine-tuning the whole network (SGD, batches of 128, flips and shifts) on the same examples;
 120 synapses on 45,000 examples by the convex solver and by the dissertation's SGD. Only their ratios are reported:
 they were taken in one run, one after the other. ``cpu`` seconds are the process's own, beside the wall clock's.

@@ -18,7 +18,7 @@ from tweaknn.join import reading as reading_module
 from tweaknn.join.aans import AANChoice, aan
 from tweaknn.join.candidates import affordable, best_linear, depth, fitted, strength
 from tweaknn.join.methods import table_candidates
-from tweaknn.join.reading import Views, reading, views_of
+from tweaknn.join.reading import VIEWS, Views, reading, views_of
 from tweaknn.join.setting import Setting
 from tweaknn.join.size import limit_of
 from tweaknn.join.table import PooledTable
@@ -243,10 +243,10 @@ def test_a_network_too_wide_for_memory_is_read_at_its_end(monkeypatch):
 
 def test_default_views_are_for_pictures_and_nets():
     picture, row = torch.zeros(2, 3, 8, 8), torch.zeros(2, 9)
-    assert views_of("best", None, None, picture)[0] == 2
+    assert views_of("best", None, None, picture)[0] == VIEWS
     assert views_of("fit", None, None, picture)[0] == 0
     assert views_of("best", None, None, row) == (0, None)
-    assert views_of("best", None, "noise", row)[0] == 2
+    assert views_of("best", None, "noise", row)[0] == VIEWS
     assert views_of("best", 0, "flip", picture) == (0, None)
     with pytest.raises(InputError, match="noise"):
         views_of("best", 1, None, row)

@@ -133,7 +133,7 @@ def command(
     ] = Solver.convex,
     views: Annotated[
         int | None,
-        typer.Option(min=0, help="Augmented copies of each training example that are read as well. Default: 2 of pictures."),
+        typer.Option(min=0, help="Augmented copies of each training example that are read as well. Default: 1 of pictures."),
     ] = None,
     augment: Annotated[
         str | None,

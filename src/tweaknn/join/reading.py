@@ -16,8 +16,9 @@ from tweaknn.join.table import _reads
 from tweaknn.network.layers import stages
 from tweaknn.network.reader import Reader
 
-VIEWS = 2
-"""Views of each picture that the default reads (measured in ``benchmarks/fitting``: they are worth a pass each)."""
+VIEWS = 1
+"""Views of each picture that the default reads. Each costs a pass over the data; with two, reading and fitting came to more than two
+epochs of fine-tuning a ResNet-20 (``benchmarks/fitting/timing.py``)."""
 
 MEMORY = 1_500_000_000
 """Bytes that the pooled neurons of all examples and views may take."""
