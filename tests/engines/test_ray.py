@@ -126,3 +126,20 @@ def test_an_address_where_nobody_answers(cluster):
 
     with mock.patch.dict(sys.modules, {"ray": Nobody}), pytest.raises(InputError, match="No Ray cluster answers"):
         engine.RayEngine("10.0.0.1:6379")
+
+
+@pytest.mark.parametrize(
+    ("address", "sentence"),
+    [
+        ("127.0.0.1:1", "No Ray cluster answers at '127.0.0.1:1'"),
+        ("127.0.0.1:99999", "No Ray cluster answers"),
+        ("127.0.0.1:port", "HOST:PORT"),
+    ],
+)
+def test_a_closed_port_is_said_at_once(address, sentence):
+    from tweaknn.engines.ray import _check_answers
+
+    with pytest.raises(InputError, match=sentence):
+        _check_answers(address)
+    _check_answers(None)
+    _check_answers("auto")

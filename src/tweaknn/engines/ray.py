@@ -8,6 +8,7 @@ and what is kept for the next start, is ours.
 from __future__ import annotations
 
 import contextlib
+import socket
 import sys
 import sysconfig
 from collections.abc import Callable, Iterator
@@ -106,6 +107,7 @@ class RayEngine:
             raise InputError("The Ray engine needs ray: install it with pip install 'tweaknn[ray]'.") from None
         self.ray, self.note, self.retries = ray, note, retries
         if not ray.is_initialized():
+            _check_answers(address)
             try:
                 ray.init(address=address, log_to_driver=False, configure_logging=False, include_dashboard=False)
             except (ConnectionError, ValueError, RuntimeError) as error:
@@ -204,6 +206,20 @@ class RayEngine:
         raise kind(f"Shard of batches {a} to {b - 1} failed: {said.rstrip('.')}; {keeps}.")
 
 
+def _check_answers(address: str | None, seconds: float = 5.0) -> None:
+    """InputError when nobody listens at ``HOST:PORT``: Ray itself would go on asking for minutes."""
+    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+    if not host:
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), seconds).close()
+    except ValueError:
+        raise InputError(f"--ray-address {address!r} is no address; write HOST:PORT, or auto.") from None
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise InputError(f"No Ray cluster answers at {address!r}: {reason}.") from None
+
+
 def _owned(state: State) -> State:
     from dataclasses import replace
 
@@ -217,7 +233,7 @@ class _Nodes:
         self.ray, self.note = ray, note
         self.alive = self._now()
         self.lost: list[str] = []
-        note(f"{shards} shards on a Ray cluster of {len(self.alive)} node{'s' if len(self.alive) != 1 else ''}")
+        note(f"{shards} shard{'s' if shards != 1 else ''} on a Ray cluster of {len(self.alive)} node{'s' if len(self.alive) != 1 else ''}")
 
     def _now(self) -> dict[str, str]:
         return {n["NodeID"]: n.get("NodeManagerAddress", "?") for n in self.ray.nodes() if n["Alive"]}
