@@ -204,11 +204,11 @@ def test_workers_end_with_their_parent(tmp_path):
         "with Pool(1) as pool:\n    list(pool.run(0, [('a', job)]))\n"
     )
     parent = subprocess.Popen([sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
-    wait_for(lambda: (tmp_path / "pid").is_file() and (tmp_path / "pid").read_text(), 60)
+    wait_for(lambda: (tmp_path / "pid").is_file() and (tmp_path / "pid").read_text(), 200)
     child = int((tmp_path / "pid").read_text())
     parent.kill()
     parent.wait()
-    wait_for(lambda: not alive(child), 20)
+    wait_for(lambda: not alive(child), 60)
 
 
 def wait_for(condition, seconds):
