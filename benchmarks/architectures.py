@@ -81,15 +81,6 @@ class Binary(nn.Module):
         return TwoLogits(Mlp(1))
 
 
-class Segmenter(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, CLASSES, 1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.net(x)
-
-
 Case = tuple[Callable[[], nn.Module], Callable[[], Any], int | str | None]
 
 
@@ -152,7 +143,6 @@ CASES: dict[str, Case] = {
     "multi-label": (Mlp, lambda: torch.randn(6, 9), None),
     "functional-two-heads": (Functional, _image(16), 1),
     "recurrent-by-hooks": (Recurrent, lambda: torch.randn(6, 7, 5), None),
-    "segmentation": (Segmenter, _image(16), None),
     **{
         f"torchvision:{name}": _torchvision(name, side)
         for name, side in (

@@ -47,6 +47,6 @@ def test_what_cannot_be_loaded(folder, tmp_path):
     config = transformers.BertConfig(
         hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, vocab_size=50
     )
-    transformers.BertForSequenceClassification(config).save_pretrained(tmp_path / "bert")
-    with pytest.raises(ModelError, match="not an image classifier"):
+    transformers.BertForMaskedLM(config).save_pretrained(tmp_path / "bert")
+    with pytest.raises(ModelError, match="no classifier of images"):
         load_model(f"hf:{tmp_path / 'bert'}")

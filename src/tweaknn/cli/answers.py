@@ -110,8 +110,10 @@ def around(opened: Opened, tweaked: nn.Module) -> nn.Module:
     return opened.view.of(tweaked) if opened.view is not None else tweaked
 
 
-def attach_all(deltas: Sequence[Delta], model: nn.Module, examples: Any = None) -> nn.Module:
+def attach_all(deltas: Sequence[Delta], model: nn.Module, example_x: Any = None) -> nn.Module:
     """``model`` with all deltas: a sum of those made for the base, those made for others on top of them in order.
+
+    ``example_x`` is needed where the network takes no single tensor.
 
     Raises:
         DeltaError, InputError: they were made for other bases, or what one sits on is not there.
@@ -119,11 +121,7 @@ def attach_all(deltas: Sequence[Delta], model: nn.Module, examples: Any = None) 
     from functools import reduce
     from operator import add
 
-    example = None
-    if examples is not None:
-        x, _ = examples.batch([0])
-        if not isinstance(x, torch.Tensor):
-            example = to_model(first(x, 2), *placement(model))
+    example = None if isinstance(example_x, torch.Tensor) else example_x
     if not any(delta.below for delta in deltas):
         return reduce(add, deltas).attach(model, example_x=example)
     if sum(not delta.below for delta in deltas) > 1:
@@ -132,3 +130,9 @@ def attach_all(deltas: Sequence[Delta], model: nn.Module, examples: Any = None) 
     for delta in sorted(deltas, key=lambda each: len(each.below)):
         tweaked = delta.attach(tweaked, example_x=example)
     return tweaked
+
+
+def example_of(opened: Opened, examples: Examples) -> Any:
+    """Two examples as the network takes them."""
+    x = first(examples.batch([0])[0], 2)
+    return to_model(x, *placement(opened.raw))

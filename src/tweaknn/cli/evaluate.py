@@ -9,7 +9,7 @@ import numpy as np
 import typer
 
 from tweaknn.cli import options as o
-from tweaknn.cli.answers import around, attach_all
+from tweaknn.cli.answers import around, attach_all, example_of
 from tweaknn.cli.console import bar, note, out, percent, points, table, warn
 from tweaknn.delta import Delta
 from tweaknn.errors import DeltaError, InputError
@@ -49,7 +49,7 @@ def command(
         opened.head = deltas[0].head
     examples = o.open_data(data, opened, skip_unreadable=skip_unreadable, pixels=pixels, seed=seed)
     if deltas:
-        tweaked_model = around(opened, attach_all(deltas, opened.raw, examples))
+        tweaked_model = around(opened, attach_all(deltas, opened.raw, example_of(opened, examples)))
         if deltas[0].n_classes > 1:
             check_classes(deltas[0], examples.classes)
     if opened.several:

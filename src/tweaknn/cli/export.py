@@ -20,6 +20,9 @@ def command(
     input_shape: Annotated[
         list[str] | None, typer.Option(help="Shape of one example, such as 3,224,224; the delta knows its own.")
     ] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Data to take an example from, for networks whose input is a dictionary (hf:...).")
+    ] = None,
     weights: Weights = None,
     device: Device = "cpu",
     json: Json = None,
@@ -39,11 +42,22 @@ def command(
     deltas = [Delta.load(str(path)) for path in delta]
     change = deltas[0]
     opened = open_model(model, weights, device=device)
+    example = None
+    if data is not None:
+        from tweaknn.inputs import load_data
+        from tweaknn.network.modes import first, placement, to_model
+
+        examples = load_data(data, preprocess=opened.preprocess)
+        example = to_model(first(examples.batch([0])[0], 2), *placement(opened.raw))
+    elif not change.input_shape and sides is None:
+        raise InputError("The delta's network takes a dictionary; give --data, of which one example is taken.")
     shape = [int(side) for side in sides] if sides is not None else None
-    difference = export(attach_all(deltas, opened.raw), out, format, input_shape=shape)
+    difference = export(attach_all(deltas, opened.raw, example), out, format, input_shape=shape, example_x=example)
+    taken = f"(batch, {', '.join(map(str, shape or change.input_shape))})"
+    if isinstance(example, dict):
+        taken = ", ".join(example)
     console.print(
-        f"Wrote {out} ({out.stat().st_size / 1e6:.1f} MB, {format}): inputs (batch, "
-        f"{', '.join(map(str, shape or change.input_shape))}), {change.n_classes} logits; "
+        f"Wrote {out} ({out.stat().st_size / 1e6:.1f} MB, {format}): inputs {taken}, {change.n_classes} logits; "
         f"run again from the file they differ by at most {difference:.1g}."
     )
     write_json(

@@ -172,6 +172,23 @@ class Examples(Dataset):
             )
         return torch.stack(items), y
 
+    def _transformed(self, raw: Any, i: int) -> Any:
+        if isinstance(raw, str) and (self.preprocess is None or isinstance(self.preprocess, Preprocess)):
+            raise DataError(f"{self.source.where(i)}: a text needs a network with a tokenizer (hf:...), or --preprocess.")
+        if self.preprocess is None or isinstance(raw, (torch.Tensor, Mapping)):
+            if self.preprocess is None or isinstance(self.source, ItemSource):
+                return raw  # what a user's data set gives as tensors is ready for the network
+        try:
+            return self.preprocess(raw)
+        except DataError as problem:
+            raise DataError(f"{self.source.where(i)}: {problem}") from None
+        except InputError:
+            raise
+        except Exception as problem:
+            raise DataError(
+                f"{self.source.where(i)}: the preprocessing fails: {type(problem).__name__}: {problem}"
+            ) from problem
+
     def _mapped(self, items: list[Any]) -> dict[str, torch.Tensor]:
         """Keyword arguments of a network, as Hugging Face's classifiers take them: stacked one by one."""
         keys = list(items[0])
@@ -187,17 +204,12 @@ class Examples(Dataset):
     def _item(self, i: int) -> torch.Tensor:
         raw = self.source.item(i)
         if isinstance(self.source, ItemSource):
-            if isinstance(raw, Image.Image):
+            if isinstance(raw, str) or (callable(self.preprocess) and not isinstance(self.preprocess, Preprocess)):
+                raw = self._transformed(raw, i)
+            elif isinstance(raw, Image.Image):
                 raw = (self.preprocess or Preprocess(channels=1 if raw.mode in ("1", "L") else 3))(raw)
         elif self.preprocess is not None:
-            try:
-                raw = self.preprocess(raw)
-            except (DataError, InputError):
-                raise
-            except Exception as problem:
-                raise DataError(
-                    f"{self.source.where(i)}: the preprocessing fails: {type(problem).__name__}: {problem}"
-                ) from problem
+            raw = self._transformed(raw, i)
         if isinstance(raw, torch.Tensor):
             return raw.detach()
         if isinstance(raw, Mapping):
