@@ -175,9 +175,10 @@ class Examples(Dataset):
     def _transformed(self, raw: Any, i: int) -> Any:
         if isinstance(raw, str) and (self.preprocess is None or isinstance(self.preprocess, Preprocess)):
             raise DataError(f"{self.source.where(i)}: a text needs a network with a tokenizer (hf:...), or --preprocess.")
-        if self.preprocess is None or isinstance(raw, (torch.Tensor, Mapping)):
-            if self.preprocess is None or isinstance(self.source, ItemSource):
-                return raw  # what a user's data set gives as tensors is ready for the network
+        # what a user's data set gives as tensors is ready for the network
+        ready = isinstance(raw, (torch.Tensor, Mapping)) and isinstance(self.source, ItemSource)
+        if self.preprocess is None or ready:
+            return raw
         try:
             return self.preprocess(raw)
         except DataError as problem:
