@@ -23,7 +23,7 @@ from tweaknn.join.promise import Promise
 from tweaknn.join.setting import Setting
 from tweaknn.join.settle import settle
 
-CAUTIONS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
+CAUTIONS = (0.0, 0.5, 1.0, 2.0)
 
 
 def judged(base: np.ndarray, moved: np.ndarray, y: np.ndarray, targets: list[int], tolerance: float) -> dict[str, float]:

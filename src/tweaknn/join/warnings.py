@@ -18,7 +18,8 @@ FEW = 100
 
 
 SEEN = 2.0
-"""How many times the caution is taken where the base was trained on the examples that are chosen on (``benchmarks/operating``)."""
+"""How many times the caution is taken where the base was trained on the examples that are chosen on: a judgement, whose effect could not
+be measured (docs/results/operating.md)."""
 
 
 def thin_warnings(labels: np.ndarray, classes: Sequence[str], targets: Sequence[int], promise: Promise) -> list[str]:
