@@ -221,16 +221,23 @@ def scaling(options: Any) -> dict[str, Any]:
         slope = np.polyfit(np.log(sizes[half:]), np.log(times[half:]), 1)[0]
         result[name] = {"sizes": sizes, "seconds": [round(t, 6) for t in times], "exponent": round(float(slope), 3)}
     if options.plot:
-        import matplotlib
-
-        matplotlib.use("Agg")
-        import matplotlib.pyplot as plt
-
-        figure, axes = plt.subplots(1, 3, figsize=(10, 3), sharey=True, constrained_layout=True)
-        names = {"V": "neurons", "C": "classes", "D": "examples"}
-        for axis, name in zip(axes, sweeps):
-            axis.loglog(result[name]["sizes"], result[name]["seconds"], "o-")
-            axis.set_xlabel(f"{names[name]} (exponent {result[name]['exponent']:.2f})")
-        axes[0].set_ylabel("seconds, one thread")
-        figure.savefig(options.plot, dpi=120)
+        draw(result, options.plot)
     return result
+
+
+def draw(result: dict[str, Any], path: Path) -> None:
+    """Three plots of :func:`scaling`."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    from matplotlib.ticker import NullFormatter
+
+    names = {"V": "neurons", "C": "classes", "D": "examples"}
+    figure, axes = plt.subplots(1, 3, figsize=(10, 3), sharey=True, constrained_layout=True)
+    for axis, name in zip(axes, names):
+        axis.loglog(result[name]["sizes"], result[name]["seconds"], "o-")
+        axis.xaxis.set_minor_formatter(NullFormatter())
+        axis.set_xlabel(f"{names[name]} (exponent {result[name]['exponent']:.2f})")
+    axes[0].set_ylabel("seconds, one thread")
+    figure.savefig(path, dpi=120)
