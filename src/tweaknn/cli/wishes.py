@@ -66,7 +66,7 @@ def read_costs(path: Path, classes: list[str] | None) -> np.ndarray:
             content = json.loads(text)
             return _named(content, path, classes) if isinstance(content, dict) else np.array(content, dtype=float)
         rows = [row for row in csv.reader(text.splitlines()) if any(cell.strip() for cell in row)]
-        if rows and not _number(rows[0][-1]):
+        if rows and not _number(rows[0][0]):  # an empty or worded corner: names stand around the matrix
             heads = [cell.strip() for cell in rows[0][1:]]
             return _named({row[0].strip(): dict(zip(heads, map(float, row[1:]), strict=True)) for row in rows[1:]}, path, classes)
         return np.array([[float(cell) for cell in row] for row in rows], dtype=float)
