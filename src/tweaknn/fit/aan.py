@@ -33,6 +33,8 @@ PRESETS: dict[str, tuple[int, int]] = {
 }
 """Table 4.1: (active neurons, hidden neurons) of each network."""
 
+_HELD = 500_000_000
+"""Numbers (of 4 bytes) up to which standardised features are kept."""
 _CHUNK = 16384
 
 _SPARE = 1 << 16  # places at which a batch's input dropout may begin
@@ -155,7 +157,7 @@ def fit_aan(
     columns = [g for g in columns if len(g)]
     weight = torch.ones(n) if sample_weight is None else torch.as_tensor(sample_weight).float()
     centre, spread = _standard(xs)
-    inverse = 1 / spread  # 0 for a neuron that does not move
+    gather = _gatherer(xs, zs, centre, 1 / spread)  # 1 / spread is 0 for a neuron that does not move
     sizes = _hidden(settings, columns, c)
     net = _Net(columns, sizes, c, settings).to(device)
     generator = torch.Generator().manual_seed(settings.seed)
@@ -175,9 +177,9 @@ def fit_aan(
             order = torch.randperm(rows, generator=generator)
             for s in range(0, rows - batch + 1, batch):
                 pick = order[s : s + batch]
-                x, z = _gather(xs, zs, pick, n)
+                x, z = gather(pick)
                 k = pick % n
-                x = net.thin((x.float() - centre).mul_(inverse).clamp_(-8, 8).to(device), generator)
+                x = net.thin(x.to(device), generator)
                 out = settings.damping * z.to(device) + net(x)
                 loss = F.cross_entropy(out, y[k].to(device), reduction="none", label_smoothing=settings.smoothing)
                 w = weight[k].to(device)
@@ -282,17 +284,36 @@ def _standard(xs: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     return mean.float(), torch.where(std > 1e-6 * mean.abs() + 1e-12, std, torch.inf).float()
 
 
-def _gather(xs: list[torch.Tensor], zs: list[torch.Tensor], pick: torch.Tensor, n: int):
-    if len(xs) == 1:
-        return xs[0][pick], zs[0][pick]
-    view, row = pick // n, pick % n
-    x = torch.empty(len(pick), xs[0].shape[1])
-    z = torch.empty(len(pick), zs[0].shape[1])
-    for v in range(len(xs)):
-        here = torch.nonzero(view == v).flatten()
-        x[here] = xs[v][row[here]].float()
-        z[here] = zs[v][row[here]]
-    return x, z
+def _gatherer(
+    xs: list[torch.Tensor], zs: list[torch.Tensor], centre: torch.Tensor, inverse: torch.Tensor
+) -> Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
+    """What gives a batch's standardised features and offsets, by positions among the rows of all views together.
+
+    Standardised once where that fits in memory: a batch is then one look-up, which is most of what a step of a small net costs.
+    """
+    n = len(xs[0])
+
+    def standardised(x: torch.Tensor) -> torch.Tensor:
+        return (x.float() - centre).mul_(inverse).clamp_(-8, 8)
+
+    offsets = torch.cat(zs)
+    if n * len(xs) * xs[0].shape[1] <= _HELD:
+        ready = torch.empty(n * len(xs), xs[0].shape[1])
+        for v, x in enumerate(xs):
+            for s in range(0, n, _CHUNK):
+                part = standardised(x[s : s + _CHUNK])
+                ready[v * n + s : v * n + s + len(part)] = part
+        return lambda pick: (ready[pick], offsets[pick])
+
+    def late(pick: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        view, row = pick // n, pick % n
+        x = torch.empty(len(pick), xs[0].shape[1])
+        for v in range(len(xs)):
+            here = torch.nonzero(view == v).flatten()
+            x[here] = xs[v][row[here]].float()
+        return standardised(x), offsets[pick]
+
+    return late
 
 
 def _validation_loss(net: _Net, state, validation, centre, spread, damping: float, device: str) -> float:
