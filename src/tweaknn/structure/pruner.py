@@ -263,12 +263,16 @@ class ComplexityAware:
         alive = (theta >= 0.5) & self.possible
         if self._kind is not None and self._open:
             alive = self._settle_branches(theta)
+        settled = self._kind is not None
         self._rewind()
         alive = self._working(alive)
         smaller = bool((alive != self.possible).any())
         self._close(alive)
         self._open = False
         self._window += 1
+        if settled:  # units thin the branches that stayed; they do not take back the decision about them
+            self.original = dataclasses.replace(self.original, branches_go=False)
+            self.plan = dataclasses.replace(self.plan, branches_go=False)
         self.state.theta = torch.from_numpy(self.possible.astype(np.float64)).to(self.state.theta.device)
         if world() > 1 or not smaller:
             return False

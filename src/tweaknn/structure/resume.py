@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -58,6 +59,9 @@ def restore(pruner: ComplexityAware, state: dict[str, Any]) -> None:
     pruner._window, pruner._open, pruner._start, pruner._wavered = state["window"]
     before = state["before"]
     pruner._before = None if before is None else {k: v.to(device).clone() for k, v in before.items()}
+    if pruner._window > 0 and pruner._kind is not None:
+        pruner.original = dataclasses.replace(pruner.original, branches_go=False)
+        pruner.plan = dataclasses.replace(pruner.plan, branches_go=False)
     pruner.history = copy.deepcopy(state["history"])
     pruner.generator.set_state(state["generator"])
     if not pruner.possible.all() and (world() == 1 or pruner.finished):
