@@ -22,7 +22,7 @@ def ordered(candidates: Sequence[Candidate], setting: Setting) -> list[Candidate
     ranked = sorted(candidates, key=_merit, reverse=True)
     if not ranked or not ranked[0].point.feasible:
         return ranked
-    level = [c for c in ranked if c.point.feasible and _level(c, ranked[0], setting)]
+    level = [c for c in ranked if c.point.feasible and as_good(c, ranked[0], setting)]
     helping = [c for c in level if c.point.value > c.point.base_value + 1e-12]
     if not helping:
         return ranked
@@ -36,7 +36,7 @@ def _merit(candidate: Candidate) -> tuple[bool, float, float, int]:
     return point.feasible, round(point.value, 12), overall, -candidate.delta.parameters
 
 
-def _level(candidate: Candidate, best: Candidate, setting: Setting) -> bool:
+def as_good(candidate: Candidate, best: Candidate, setting: Setting) -> bool:
     """Whether the candidate's target accuracy is within :data:`SURE` standard errors of the best one's: those of the mean over
     targets of a paired difference."""
     labels = setting.validation.labels

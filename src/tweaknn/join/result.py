@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -9,7 +10,7 @@ from tweaknn.delta import Delta
 from tweaknn.errors import NothingHelps
 from tweaknn.join.candidates import CONTROLS
 from tweaknn.join.certify import Certificate, certify
-from tweaknn.join.choice import ordered
+from tweaknn.join.choice import as_good, ordered
 from tweaknn.join.front import front
 from tweaknn.join.promise import Promise
 from tweaknn.join.setting import Candidate, Setting
@@ -30,6 +31,8 @@ class JoinResult:
         targets, classes: names.
         warnings: sentences a user should read before trusting the result.
         sentence: what improved and at whose cost, in one sentence.
+        rivals: names of the controls that do as well for the targets within noise (:func:`~tweaknn.join.choice.as_good`), where
+            something helps and it is not itself a control.
         certificate: of the promise on new data, where a confidence was asked for.
         front: operating points of the best candidate, from none of the change to the most of it, see
             :func:`tweaknn.join.front.front`.
@@ -45,6 +48,7 @@ class JoinResult:
     warnings: list[str]
     sentence: str
     settings: dict[str, Any]
+    rivals: list[str] = field(default_factory=list)
     certificate: Certificate | None = None
     front: list[dict[str, Any]] = field(default_factory=list)
     drift: dict[str, Any] = field(default_factory=dict)
@@ -69,6 +73,7 @@ class JoinResult:
             "base": {**base.to_dict(self.classes), "target": self.best.point.base_target},
             "candidates": candidates,
             "controls": list(CONTROLS),
+            "controls_as_good": self.rivals,
             "warnings": self.warnings,
             "settings": self.settings,
             **({"certificate": self.certificate.to_dict()} if self.certificate is not None else {}),
@@ -114,7 +119,10 @@ def conclude(
             *warnings,
             f"the promise is kept by {less:g} standard errors only, not by {setting.caution:g}: validation leaves no room for more",
         ]
-    said = sentence(best, setting.names, helps)
+    rivals = []
+    if helps and best.name not in CONTROLS:
+        rivals = [c for c in ranked if c.name in CONTROLS and c.point.feasible and as_good(c, best, setting)]
+    said = sentence(best, setting.names, helps, rivals)
     if certificate is not None:
         said = f"{said} {certificate.sentence}" if certificate.held else f"{certificate.sentence} No file was written."
         helps = certificate.held
@@ -128,6 +136,7 @@ def conclude(
         warnings=warnings,
         sentence=said,
         settings={**settings, "p_value_targets": p},
+        rivals=[c.name for c in rivals] if helps else [],
         certificate=certificate,
         front=front(setting, best),
         drift=looks(setting.validation.logits, None if "folds" in best.notes else best.logits),
@@ -137,8 +146,12 @@ def conclude(
     return replace(result, delta=replace(best.delta, meta=plain(result.to_dict())))
 
 
-def sentence(best: Candidate, targets: list[str], helps: bool) -> str:
-    """What improved and at whose cost."""
+WORDS = {"bias": "a constant bias", "random-neurons": "neurons drawn by lot", "last-layer": "the last layer alone"}
+"""The controls as a sentence names them."""
+
+
+def sentence(best: Candidate, targets: list[str], helps: bool, rivals: Sequence[Candidate] = ()) -> str:
+    """What improved and at whose cost, and which controls do as well for the targets (``rivals``) within noise."""
     who = ", ".join(targets)
     point, c = best.point, best.comparison
     if not helps:
@@ -155,4 +168,8 @@ def sentence(best: Candidate, targets: list[str], helps: bool) -> str:
         said += " This is a mere constant on the logits: no synapse did better."
     elif best.name in CONTROLS:
         said += f" This is a control ({best.name}): the method itself did not do better."
+    elif rivals:
+        names = [f"{WORDS.get(c.name, c.name)} ({100 * (c.point.target - c.point.base_target):+.1f})" for c in rivals]
+        listed = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+        said += f" For the target{'s' if len(targets) > 1 else ''} alone {listed} would do as well within noise."
     return said

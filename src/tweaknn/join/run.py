@@ -122,6 +122,10 @@ class SynapticJoin:
             ModelError: NaN or infinite logits or activations, no hidden neurons.
         """
         self._check(targets, worst, masks)
+        known = classes if classes is not None else getattr(train, "classes", None)
+        if known is not None:
+            for target in targets or ():
+                class_position(target, known, len(known))  # a slip of the pen is said before the network runs
         ready = self.prepare(model, train, validation, classes=classes, groups=groups)
         return self.choose(ready, targets, worst, masks=masks)
 
@@ -160,7 +164,10 @@ class SynapticJoin:
             how=reader.how,
             head=self.head,
         )
-        cross = wants_cross(self.cross_fit, self.method, train.labels, parts.given, self.base_saw)
+        # without validation data of the user's own this was decided when the data was parted
+        cross = validation is train
+        if parts.given is not None:
+            cross = wants_cross(self.cross_fit, self.method, train.labels, parts.given, self.base_saw)
         return Prepared(
             reader, train, validation, tables[0], tables[-1], names, frame, parts.notes, cross, parts.apart, parts.groups
         )  # fmt: skip

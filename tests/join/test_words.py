@@ -1,0 +1,89 @@
+"""What a result says of its controls, and what is decided before the network runs."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from tweaknn import SynapticJoin
+from tweaknn.errors import InputError
+from tweaknn.join.candidates import CONTROLS
+
+
+class Shifted(nn.Module):
+    """Two features say the class; the base holds class 0 back by a constant, so that a bias is all the cure."""
+
+    def __init__(self, shift: float):
+        super().__init__()
+        self.hidden = nn.Linear(2, 8)
+        self.out = nn.Linear(8, 2)
+        self.calls = 0
+        with torch.no_grad():
+            self.hidden.weight.copy_(torch.tensor([[1.0, 0], [-1, 0], [0, 1], [0, -1]]).repeat(2, 1))
+            self.hidden.bias.zero_()
+            self.out.weight.copy_(torch.tensor([[1.0, -1, 0, 0] * 2, [-1.0, 1, 0, 0] * 2]) * 2)
+            self.out.bias.copy_(torch.tensor([-shift, 0.0]))
+
+    def forward(self, x):
+        self.calls += 1
+        return self.out(torch.relu(self.hidden(x)))
+
+
+def examples(n: int, seed: int):
+    rng = np.random.default_rng(seed)
+    y = np.arange(n) % 2
+    x = rng.normal(size=(n, 2)).astype(np.float32)
+    x[:, 0] = np.where(y == 0, 1.0, -1.0) + 0.02 * x[:, 0]
+    return DataLoader(TensorDataset(torch.from_numpy(x), torch.from_numpy(y)), batch_size=50)
+
+
+def test_a_bias_that_does_as_well_is_named():
+    result = SynapticJoin(method="fit", base_saw="none", cross_fit=False).fit(
+        Shifted(9.0), examples(400, 0), examples(400, 1), targets=["a"], classes=["a", "b"]
+    )
+    assert result.best.point.target == 1.0
+    if result.chosen in CONTROLS:
+        assert "control" in result.sentence or "constant" in result.sentence
+    else:
+        assert "bias" in result.rivals
+        assert "a constant bias" in result.sentence
+        assert "as well" in result.sentence
+    assert result.to_dict()["controls_as_good"] == result.rivals
+
+
+def test_no_control_is_named_where_each_does_worse():
+    """A class that only a hidden neuron knows of: the bias cannot reach it under floors."""
+
+    class Blind(Shifted):
+        def __init__(self):
+            super().__init__(0.0)
+            with torch.no_grad():
+                self.out.weight.zero_()
+                self.out.bias.copy_(torch.tensor([-0.1, 0.0]))
+
+    result = SynapticJoin(method="fit", base_saw="none", cross_fit=False).fit(
+        Blind(), examples(400, 0), examples(400, 1), targets=["a"], classes=["a", "b"]
+    )
+    assert result.best.point.target == 1.0
+    assert "bias" not in result.rivals
+    assert "constant bias" not in result.sentence
+
+
+def test_an_unknown_class_is_said_before_the_network_runs():
+    model = Shifted(1.0)
+    with pytest.raises(InputError, match="Unknown class 'c'"):
+        SynapticJoin().fit(model, examples(40, 0), examples(40, 1), targets=["c"], classes=["a", "b"])
+    assert model.calls == 0
+
+
+def test_what_was_set_aside_is_not_cross_fitted_as_well():
+    """400 of each class are enough to set half aside; the halves are then too small to be called plenty, which must not count."""
+    result = SynapticJoin(method="fit").fit(Shifted(9.0), examples(1000, 0), targets=["a"], classes=["a", "b"])
+    assert result.settings["folds"] == 0
+    assert result.settings["n_train"] == result.settings["n_validation"] == 500
+    scarce = SynapticJoin(method="fit").fit(Shifted(9.0), examples(300, 0), targets=["a"], classes=["a", "b"])
+    assert scarce.settings["folds"] == 5
+    assert scarce.settings["n_validation"] == 300
