@@ -19,6 +19,7 @@ from tweaknn.theta.blocks import plan
 from tweaknn.theta.observe import observe
 from tweaknn.theta.relations import relate
 from tweaknn.theta.sieve import Sieve
+from tweaknn.theta.stream import micro_batch
 
 
 def _median(call: Callable[[], Any], rounds: int = 5) -> float:
@@ -112,7 +113,7 @@ import observe as b
 import torch
 torch.set_num_threads(1)
 what, n = sys.argv[1], int(sys.argv[2])
-b.BATCH = 32  # labels are made with the micro-batches of the reader, or their making would be the peak
+b.BATCH = 64  # labels are made with the micro-batches of the reader, or their making would be the peak
 model, x, _ = b.case(2048)
 y = b.label(model, x, 0.86, 0)
 from tweaknn.network.reader import Reader
@@ -147,7 +148,8 @@ def peak_extra(n: int) -> dict[str, Any]:
 def memory(options: Any) -> dict[str, Any]:
     """Peak memory at 1,024 to 50,000 examples, beside what issue and plan allow."""
     sizes = (1024, 4096) if options.quick else (1024, 8192, 49920)
-    neurons, micro = 188_416, 32
+    neurons = 188_416
+    micro = micro_batch(neurons, 256)
     allowed = 8 * neurons * 10 + 4 * neurons * micro + 100e6
     return {"rows": [peak_extra(n) for n in sizes], "allowed_mb": round(allowed / 1e6, 1)}
 

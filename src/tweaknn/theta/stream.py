@@ -23,8 +23,9 @@ from tweaknn.theta.blocks import Block
 from tweaknn.theta.holding import keepable
 from tweaknn.theta.relations import Relations, relate
 
-MICRO_BYTES = 24 << 20
-"""Activations of a micro-batch: about what stays in the last-level cache until the logits exist."""
+MICRO_BYTES = 48 << 20
+"""Activations of a micro-batch until the logits exist. Half as much would stay in the last-level cache, but convolutions of 32
+examples keep two threads badly busy: measured on ResNet-20 (`benchmarks/observe.py`), 64 are faster with one thread and with two."""
 HELD_BYTES = 256 << 20
 """Activations that wait together where the statistics are at least eight times as large: those have to be read from
 memory at every folding, so that fewer foldings of more examples are cheaper. Pooled neurons, which are few, wait for
