@@ -216,6 +216,9 @@ class Examples(Dataset):
         if isinstance(raw, Mapping):
             return raw  # type: ignore[return-value]
         array = np.asarray(raw)
+        if array.dtype.kind not in "fiub":
+            kind = type(raw).__name__
+            raise DataError(f"{self.source.where(i)}: the network's input must be a tensor or numbers, not {kind}.")
         # Numpy's default is float64, which no network here was trained in.
         return torch.from_numpy(array.astype(np.float32) if array.dtype.kind == "f" else array)
 

@@ -23,8 +23,9 @@ def load_folder(root: Path) -> Raw:
     Raises :class:`~tweaknn.errors.DataError` for a folder without class folders or images, and for one whose
     sub-folders are splits (``train``, ``test``).
     """
+    # Hidden folders, and what macOS puts into archives beside the files, are no classes.
     folders = sorted(
-        (entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith(".")),
+        (entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith((".", "__MACOSX"))),
         key=lambda entry: entry.name,
     )
     if not folders:

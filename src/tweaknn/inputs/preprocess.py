@@ -14,6 +14,7 @@ from PIL import Image
 from tweaknn.errors import InputError
 from tweaknn.inputs.userfile import load_function
 
+LARGEST_SIDE = 16_384  # a slip of the keyboard in --size must not take the machine's memory
 _PIL_MODE = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}
 
 
@@ -247,6 +248,8 @@ def resolve_preprocess(
         side = [int(size)] if isinstance(size, int) else [int(v) for v in size]
         if len(side) not in (1, 2) or min(side) < 1:
             raise InputError(f"--size must be one or two positive numbers (height, width), not {size}.")
+        if max(side) > LARGEST_SIDE:
+            raise InputError(f"--size is in pixels and at most {LARGEST_SIDE}, not {max(side)}.")
         changes["resize"] = side[0] if len(side) == 1 else (side[0], side[1])
         changes["crop"] = (side[0], side[-1])
     result = replace(base, **changes)

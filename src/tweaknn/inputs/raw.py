@@ -41,6 +41,10 @@ def labels_and_classes(values: np.ndarray, classes: list[str] | None, name: str)
         else:
             classes = sorted(set(words)) if classes is None else classes
             at = {word: j for j, word in enumerate(classes)}
+            if len(at) < len(classes):  # two classes of one name are no trouble while labels are numbers
+                twice = next((w for w in words if classes.count(w) > 1), None)
+                if twice is not None:
+                    raise DataError(f"{name}: two classes are named '{twice}', so labels in words do not say which.")
             unknown = [k for k, w in enumerate(words) if w not in at]
             if unknown and all(w.strip().isdecimal() for w in words):
                 labels = words.astype(np.int64)

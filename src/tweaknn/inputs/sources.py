@@ -60,8 +60,10 @@ def _decode(stream: Any, where: str, header_only: bool = False) -> Image.Image:
                     image.load()
                 return image
     except Exception as problem:  # PIL raises a dozen kinds for damaged files
+        # Of a stream in memory Pillow's sentence names an address, which says nothing.
+        what = "damaged, or no image" if isinstance(stream, io.BytesIO) and "identify" in str(problem) else problem
         raise DataError(
-            f"{where}: this image cannot be read ({problem}); --skip-unreadable leaves such images out."
+            f"{where}: this image cannot be read ({what}); --skip-unreadable leaves such images out."
         ) from problem
 
 
