@@ -92,6 +92,40 @@ def test_evaluate_base_and_tweaked(folder, joined, capsys):
     assert "overall" in capsys.readouterr().out
 
 
+def test_deltas_that_harm_a_class_only_together_are_named(folder, joined, capsys):
+    from dataclasses import replace
+
+    from tweaknn.delta import Delta
+
+    whole = Delta.load(str(joined))
+    paths = []
+    for name, column, by in (("a", 4, -4.0), ("b", 4, -4.5), ("none", 4, 0.0)):
+        bias = torch.zeros(whole.n_classes)
+        bias[column] = by
+        paths.append(str(folder / f"{name}.delta.safetensors"))
+        replace(whole, terms=(), bias=bias, meta={}).save(paths[-1])
+    out = folder / "conflicts.json"
+    common = ["evaluate", "--model", f"{folder}/net.py:make", "--weights", f"{folder}/base.pt"]
+    common += ["--data", f"{folder}/test.npz", "--json", str(out)]
+
+    def with_deltas(*chosen):
+        assert run([*common, *(word for path in chosen for word in ("--delta", path))]) == 0
+        return json.loads(out.read_text()), capsys.readouterr().err
+
+    singles = [with_deltas(path) for path in paths[:2]]
+    assert all("conflicts" not in figures and "conflict" not in said for figures, said in singles)
+    both, said = with_deltas(*paths[:2])
+    assert [each["class"] for each in both["conflicts"]] == ["4"]
+    conflict = both["conflicts"][0]
+    assert conflict["alone"] == [figures["tweaked"]["per_class"]["4"] for figures, _ in singles]
+    assert conflict["together"] == both["tweaked"]["per_class"]["4"] < min(conflict["alone"])
+    assert conflict["base"] == both["base"]["per_class"]["4"]
+    assert "The deltas conflict: with all of them 4 is at" in " ".join(said.split())
+    harmless, said = with_deltas(paths[0], paths[2])  # what one costs by itself is no conflict
+    assert harmless["conflicts"] == []
+    assert "conflict" not in said
+
+
 def test_a_class_without_examples_is_null(folder, joined):
     data = np.load(folder / "test.npz")
     keep = data["y"] != 4

@@ -67,6 +67,17 @@ def command(
         comparison = compare_logits(base, after, labels, examples.classes)
         show_comparison(comparison)
         figures = comparison.to_dict()
+        if len(deltas) > 1 and not any(each.below for each in deltas):
+            alone = []
+            for path, each in zip(delta or [], deltas):
+                single = around(opened, attach_all([each], opened.raw, example_of(opened, examples)))
+                with bar(path.name, len(examples)) as progress:
+                    logits, _ = collect_logits(single, examples.loader(batch_size), progress=progress)
+                alone.append(measure(logits, labels).per_class)
+            found = conflicts(comparison, np.stack(alone))
+            figures["conflicts"] = found
+            if found:
+                warn(sentence(found))
         drift = drifted(deltas, base, after)
         if drift is not None:
             figures["drift"] = drift.to_dict()
@@ -97,6 +108,43 @@ def several(
         figures["deltas"] = [str(path) for path in delta or []]
     labels.show(figures["base"], figures.get("tweaked"))
     o.write_json(json, figures)
+
+
+def conflicts(together: Comparison, alone: np.ndarray) -> list[dict[str, Any]]:
+    """Classes that end below what each delta leaves by itself, the furthest below first.
+
+    What one delta costs by itself is no conflict. A delta that kept a class at its base by itself and does not beside
+    others is one.
+
+    Args:
+        together: base and the sum of all.
+        alone: ``(deltas, c)`` accuracies with each by itself, fractions; NaN for a class without examples.
+
+    Returns:
+        ``class``, ``base``, ``together``, ``alone`` (one a delta, in their order) for each; fractions.
+    """
+    base, after = together.base.per_class, together.tweaked.per_class
+    below = after - alone.min(axis=0)  # NaN stays NaN, and is below nothing
+    return [
+        {
+            "class": together.classes[j],
+            "base": float(base[j]),
+            "together": float(after[j]),
+            "alone": [float(v) for v in alone[:, j]],
+        }
+        for j in sorted(np.flatnonzero(below < 0).tolist(), key=lambda j: below[j])
+    ]
+
+
+def sentence(found: list[dict[str, Any]]) -> str:
+    """What a user is told of :func:`conflicts`: the furthest below with its figures, the others by name."""
+    first = found[0]
+    others = ", ".join(each["class"] for each in found[1:6]) + (", ..." if len(found) > 6 else "")
+    return (
+        f"The deltas conflict: with all of them {first['class']} is at {percent(first['together'])} %, with each alone at "
+        f"{' and '.join(percent(v) for v in first['alone'])} %, without at {percent(first['base'])} %"
+        + (f"; also below what each leaves alone: {others}." if others else ".")
+    )
 
 
 def drifted(deltas: list[Delta], base: np.ndarray, after: np.ndarray) -> Drift | None:
