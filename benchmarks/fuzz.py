@@ -48,8 +48,13 @@ def seeds() -> list[bytes]:
         torch.tensor([0]),
     )
     frame: dict[str, Any] = {"bias": torch.zeros(4), "base": "ab" * 32, "input_shape": (3, 8, 8)}
+    pixel = Read("backbone.relu", "pixel", (6, 4, 4), 0, torch.tensor([1, 4]))  # read at each pixel: segmentation
+    one = {**frame, "bias": torch.tensor([0.5])}  # a network with a single logit
     deltas = [
         Delta(terms=(), **{**frame, "bias": torch.tensor([0.0, 1, 0, 0])}),
+        Delta(terms=(), **one),
+        Delta(terms=(synapses([read], torch.randn(2, 1, generator=g), [0]),), **one),
+        Delta(terms=(synapses([pixel], torch.randn(2, 2, generator=g), [0, 2]),), **frame),
         Delta(terms=(linear,), classes=("a", "b", "c", "d"), meta={"note": {"x": [1, None]}}, **frame),
         Delta(terms=(linear, Term((read, position), head)), how="hooks", head="other", below=("cd" * 32,), **frame),
     ]
