@@ -84,6 +84,11 @@ class LatencyBudget:
         self.points.append((pruner.measure(alive, "flops"), value))
         return value
 
+    def restart(self, pruner: ComplexityAware) -> None:
+        """Forget all but the full network and what is left: networks without other branches lie on another line."""
+        self.points = [(1.0, 1.0)]
+        self.measure(pruner, pruner.possible)
+
     def flops(self) -> float:
         """The FLOPs fraction that should meet the target: between the measurements around it, as far as there are.
 
@@ -100,6 +105,7 @@ class LatencyBudget:
     def settle(self, pruner: ComplexityAware, theta: np.ndarray, worth: np.ndarray) -> np.ndarray:
         """Gates that meet the latency, by a few measured attempts; the nearest one, with a warning if none does."""
         best: tuple[float, np.ndarray] | None = None
+        self.restart(pruner)
         lowest = keep_working(pruner.original, np.zeros(len(theta), dtype=bool), pruner.possible)
         for _ in range(6):
             flops = max(self.flops(), pruner.measure(lowest) * 1.001)

@@ -276,7 +276,6 @@ class ComplexityAware:
         self.state.theta = torch.from_numpy(self.possible.astype(np.float64)).to(self.state.theta.device)
         if world() > 1 or not smaller:
             return False
-        self._remeasure()
         self.operate()
         return True
 
@@ -304,16 +303,14 @@ class ComplexityAware:
             if self.latency.measure(self, alive) >= self.latency.target * (1 - self.settings.tolerance):
                 break
             self._target = max(self._target, self.latency.flops())
+        if self.latency is not None:
+            self.latency.restart(self)
+            self._target = self.latency.flops()
         return alive
 
     def _worth(self) -> np.ndarray:
         """Loss saved per price, by gate."""
         return (-self.state.s / self.prices.clamp(min=1e-12)).cpu().numpy()
-
-    def _remeasure(self) -> None:
-        if self.latency is not None:
-            self.latency.measure(self, self.possible)
-            self._target = self.latency.flops()
 
     # ---- pruning -----------------------------------------------------------------------------------------------
     def _closed(self) -> np.ndarray:
@@ -348,10 +345,14 @@ class ComplexityAware:
             return False  # several closing at once must not overshoot: the end of the window settles it
         if (alive == self.possible).all():
             return False
+        if self.latency is not None:  # FLOPs only guess at the time, and what is closed does not come back
+            reached_time = self.latency.measure(self, alive)
+            self._target = self.latency.flops()
+            if reached_time < self.latency.target * (1 - s.tolerance):
+                return False
         self._close(alive)
         if world() > 1:
             return False
-        self._remeasure()
         self.operate()
         return True
 

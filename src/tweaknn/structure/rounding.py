@@ -114,16 +114,21 @@ def settle_branches(
         only[: plan.n_units] = False
         return measure(keep_working(replace(plan, branches_go=False), only, possible, theta))
 
+    passed: tuple[bool, bool] | None = None
     while left:
         company = np.bincount(stream[np.flatnonzero(alive[plan.n_units :])], minlength=len(stream))
-        b = min(left, key=lambda i: (company[stream[i]] < 2, bool(first[i]), round(theta[plan.n_units + i], 3), worth[plan.n_units + i]))
+        rank = {i: (bool(company[stream[i]] < 2), bool(first[i])) for i in left}
+        b = min(left, key=lambda i: (rank[i], round(theta[plan.n_units + i], 3), worth[plan.n_units + i]))
         left.remove(b)
         fewer = _flip(alive, plan.n_units + b)
         value = measure(fewer)
-        nearer = value >= floor and off(value) <= off(measure(alive))
+        # Where one of a kind was passed over, none of a kind that should outlive it goes to come a little nearer.
+        nearer = (passed is None or rank[b] <= passed) and value >= floor and off(value) <= off(measure(alive))
         stuck = lowest(alive) > 0.8 * floor and value > 0.8 * floor
         if nearer or stuck:
             alive = fewer
+        elif passed is None:
+            passed = rank[b]
     return alive
 
 
