@@ -281,3 +281,11 @@ def test_mixed_form_is_near_the_brute_force_optimum(seed, dear):
     if np.isfinite(best):
         assert point.feasible, point.reason
         assert point.value >= best - 2 / 3 / counts[0] - (0.0 if costs is None else 2 / len(y)) - 1e-9
+
+
+def test_two_classes_that_outbid_each_other_by_tiny_steps():
+    """The climb from below takes thousands of steps here; a cap it met was once taken for the end."""
+    base, z, y = example(2023, n=24)
+    point = operate(base, z, y, [0], Promise("floors"))
+    assert point.feasible
+    assert correct(z + point.bias, y, 3)[0] == 8

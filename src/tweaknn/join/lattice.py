@@ -57,7 +57,7 @@ def _raise(z, start, rows, need, b, free, follow, ceiling, eps, most_sweeps):  #
 
 
 def least_biases(
-    z: np.ndarray, y: np.ndarray, need: np.ndarray, bias: np.ndarray, fixed: np.ndarray, most_sweeps: int = 400
+    z: np.ndarray, y: np.ndarray, need: np.ndarray, bias: np.ndarray, fixed: np.ndarray, most_sweeps: int | None = None
 ) -> tuple[np.ndarray, bool]:
     """The smallest biases of the classes not ``fixed`` that meet ``need``.
 
@@ -68,7 +68,8 @@ def least_biases(
             no examples, follows the smallest of the others, so that no class is silenced unseen.
         bias: (c,) the biases of the fixed classes; other entries are ignored.
         fixed: (c,) booleans, at least one True.
-        most_sweeps: a cap on the work; reached only where steps become tiny, the point is then infeasible by a few examples.
+        most_sweeps: a cap on the work, None: 400, more of them where they are cheap. It is reached only where two classes outbid each
+            other by tiny steps; the point is then infeasible by a few examples.
 
     Returns:
         biases (c,), and whether the floors of the free classes can be met at all (False: even silencing the fixed classes does not
@@ -86,6 +87,8 @@ def least_biases(
     if (need[free] > counts[free]).any():
         return np.where(b == NEVER, 0.0, b), False
     eps = 1e-6 * max(1.0, span / 100)
+    if most_sweeps is None:
+        most_sweeps = max(400, 30_000_000 // max(z.size, 1))
     used = _raise(z, start, rows, need, b, free, follow, ceiling, eps, most_sweeps)
     b[b <= NEVER] = b[fixed].min()
     return b, used >= 0

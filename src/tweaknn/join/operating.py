@@ -177,7 +177,8 @@ def _candidates(search: Search, sets: list[TargetSet], effort: Effort, given: Se
         exact, possible = least_biases(search.z, search.y, search.rules.need, np.zeros(search.c), fixed)
         yield exact
         bound = search.rules.need[~fixed & np.isin(np.arange(search.c), search.y)] > 0
-        if fixed.sum() == 1 and possible and sets[0].position is not None and bound.all():
+        proven = possible and search.evaluate(exact)[1] <= 0  # the climb from below may have met its cap
+        if fixed.sum() == 1 and proven and sets[0].position is not None and bound.all():
             return
     moves = moves_of(search.c, sets, effort)
     large = search.n * search.c > effort.large
