@@ -12,7 +12,6 @@ below the base's; fitted on half of the pool, chosen on a quarter, reported on a
 from __future__ import annotations
 
 import argparse
-import gzip
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -22,8 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.common import HERE, SHARED, machine, write
-from benchmarks.fitting.worlds import clothes
+from benchmarks.common import HERE, machine, write
+from benchmarks.fitting.worlds import clothes, shuttle_rows
 from tweaknn import Promise, SynapticJoin, compare_logits
 from tweaknn.inputs.augment import augmentation
 from tweaknn.network.outputs import collect_logits
@@ -65,13 +64,7 @@ def clothing() -> tuple[Any, ...]:
 
 def shuttle() -> tuple[Any, ...]:
     """10,000 rows for a base, 12,000 and all of the rare classes for the pool."""
-    rows = gzip.decompress((SHARED / "data/Shuttle.csv.gz").read_bytes()).decode().splitlines()
-    cells = [line.replace('"', "").split(",")[-10:] for line in rows[1:]]
-    names = sorted({c[-1] for c in cells})
-    x = torch.tensor([[float(v) for v in c[:-1]] for c in cells])
-    y = torch.tensor([names.index(c[-1]) for c in cells])
-    order = torch.from_numpy(np.random.default_rng(0).permutation(len(y)))
-    x, y = ((x - x.mean(0)) / x.std(0))[order], y[order]
+    x, y, names = shuttle_rows()
     rest = torch.arange(len(y)) >= 10_000
     kept = rest & ((torch.arange(len(y)) < 22_000) | (torch.bincount(y)[y] < 1000))
 

@@ -194,8 +194,8 @@ def backbone() -> tuple[nn.Module, Tensor, Tensor, str]:
 # -- a table and text ------------------------------------------------------------------------------------------------
 
 
-def shuttle() -> tuple[nn.Module, Tensor, Tensor, str]:
-    """Statlog shuttle, an MLP trained here on 10,000 rows for a few epochs; classes of 10 to 45,000 rows."""
+def shuttle_rows() -> tuple[Tensor, Tensor, list[str]]:
+    """Statlog shuttle, standardised and in a fixed random order: (n, 9) numbers, (n,) classes and their names."""
     import gzip
 
     rows = gzip.decompress((SHARED / "data/Shuttle.csv.gz").read_bytes()).decode().splitlines()
@@ -205,6 +205,12 @@ def shuttle() -> tuple[nn.Module, Tensor, Tensor, str]:
     y = torch.tensor([names.index(c[-1]) for c in cells])
     order = torch.from_numpy(np.random.default_rng(0).permutation(len(y)))
     x, y = ((x - x.mean(0)) / x.std(0))[order], y[order]
+    return x, y, names
+
+
+def shuttle() -> tuple[nn.Module, Tensor, Tensor, str]:
+    """Statlog shuttle, an MLP trained here on 10,000 rows for a few epochs; classes of 10 to 45,000 rows."""
+    x, y, names = shuttle_rows()
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(9, 64), nn.ReLU(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, len(names)))
     return train_base(model, x[:10000], y[:10000], 3, 2e-3), x[10000:], y[10000:], "noise"

@@ -23,7 +23,7 @@ from tweaknn.join.dissertation import theta_candidates
 from tweaknn.join.promise import Promise
 from tweaknn.join.run import SynapticJoin
 from tweaknn.join.setting import Candidate, Setting
-from tweaknn.join.table import PooledTable
+from tweaknn.join.table import PooledTable, read_values
 from tweaknn.measure import negative_log_likelihood
 from tweaknn.network.fingerprint import fingerprint
 from tweaknn.network.reader import Reader
@@ -207,19 +207,7 @@ def _without_bias(fit: Any, features: np.ndarray, offsets: np.ndarray) -> np.nda
 def neurons_of(task: Task, reader: Reader, delta: Delta, split: str) -> np.ndarray:
     """Values ``(n, f)`` of all neurons a delta reads, in its order, in one pass over a split."""
     reads = [read for term in delta.terms for read in term.reads]
-    position = {layer.name: k for k, layer in enumerate(reader.layers)}
-    parts: list[np.ndarray] = []
-    for x, _ in task.examples(split).loader(task.batch_size):
-        found: list[np.ndarray | None] = [None] * len(reads)
-
-        def sink(k: int, activation: torch.Tensor, found: list = found) -> None:
-            for r, read in enumerate(reads):
-                if position[read.layer] == k:
-                    found[r] = read.pick(activation).float().cpu().numpy()
-
-        reader(x, sink)
-        parts.append(np.concatenate([block for block in found if block is not None], axis=1))
-    return np.concatenate(parts)
+    return read_values(reader, task.examples(split).loader(task.batch_size), reads)
 
 
 def apply(delta: Delta, table: PooledTable) -> np.ndarray | None:

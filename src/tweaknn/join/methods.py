@@ -7,7 +7,6 @@ selections (``selected``, ``stable``, ``net-gain``) read a few neurons only.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -15,14 +14,14 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 
-from tweaknn.delta import Linear, Term, synapses
+from tweaknn.delta import Linear, synapses
 from tweaknn.errors import InputError
 from tweaknn.join.aans import LARGEST, LEAST, AANChoice, aan, blended, fits
 from tweaknn.join.candidates import Candidate, best_linear, controls, once, pick
 from tweaknn.join.selected import SELECTIONS, selected
 from tweaknn.join.setting import Setting
 from tweaknn.join.settle import settle
-from tweaknn.join.table import PooledTable
+from tweaknn.join.table import PooledTable, read_values
 
 if TYPE_CHECKING:
     from tweaknn.join.run import SynapticJoin
@@ -131,7 +130,11 @@ def retrained(join: SynapticJoin, setting: Setting, reader: Reader, train: Any, 
     small = [found[name] for name in found if name != "theta"]
     if not base.terms:
         return [*found.values()]
-    values = [_values(reader, part, base.terms, join.batch_size, join.bar) for part in (train, validation)]
+    own = [read for term in base.terms for read in term.reads]
+    values = []
+    for part in (train, validation):
+        with join.bar("Reading chosen neurons", len(part)) as progress:
+            values.append(read_values(reader, part.loader(join.batch_size), own, progress=progress))
     c = len(setting.classes)
     mask = np.zeros((values[0].shape[1], c), dtype=bool)
     start = 0
@@ -154,32 +157,7 @@ def retrained(join: SynapticJoin, setting: Setting, reader: Reader, train: Any, 
         join.solver, values, offsets, labels, start_weights, mask,
         targets=setting.targets, heavier=heavier, seed=setting.seed,
     )  # fmt: skip
-    reads = [read for term in base.terms for read in term.reads]
-    term = synapses(reads, torch.from_numpy(weight.astype(np.float32)), range(c))
+    term = synapses(own, torch.from_numpy(weight.astype(np.float32)), range(c))
     delta = replace(setting.frame, terms=(term,), kind=join.method)
     logits = (offsets[1] + values[1] @ weight.astype(np.float32)).astype(np.float32)
     return [settle(setting, join.method, delta, logits, solver=join.solver, synapses=int(mask.sum())), *small]
-
-
-def _values(
-    reader: Reader, examples: Any, terms: tuple[Term, ...], batch_size: int, bar: Callable[[str, int], Any]
-) -> np.ndarray:
-    """Values (n, f) of the neurons the terms read, in one pass."""
-    reads = [read for term in terms for read in term.reads]
-    position = {layer.name: k for k, layer in enumerate(reader.layers)}
-    blocks = []
-    done = 0
-    with bar("Reading chosen neurons", len(examples)) as progress:
-        for x, y in examples.loader(batch_size):
-            row: list[np.ndarray | None] = [None] * len(reads)
-
-            def sink(k: int, activation: torch.Tensor, row: list = row) -> None:
-                for r, read in enumerate(reads):
-                    if position[read.layer] == k:
-                        row[r] = read.pick(activation).float().cpu().numpy()
-
-            reader(x, sink)
-            blocks.append(np.concatenate([part for part in row if part is not None], axis=1))
-            done += len(y)
-            progress(done)
-    return np.concatenate(blocks)

@@ -105,6 +105,30 @@ def read_pooled(
     return PooledTable(features, logits, labels, tuple(reads))
 
 
+def read_values(
+    reader: Reader, batches: Iterable[tuple[Any, torch.Tensor]], reads: Sequence[Read], *, progress: Progress | None = None
+) -> np.ndarray:
+    """Values ``(n, f)`` float32 of the neurons ``reads`` name, in their order, in one pass over ``batches`` of ``(x, y)``."""
+    by_layer: dict[str, list[int]] = {}
+    for r, read in enumerate(reads):
+        by_layer.setdefault(read.layer, []).append(r)
+    blocks: list[np.ndarray] = []
+    done = 0
+    for x, y in batches:
+        found: dict[int, np.ndarray] = {}
+
+        def sink(k: int, activation: torch.Tensor, found: dict[int, np.ndarray] = found) -> None:
+            for r in by_layer.get(reader.layers[k].name, ()):
+                found[r] = reads[r].pick(activation).float().cpu().numpy()
+
+        reader(x, sink)
+        blocks.append(np.concatenate([found[r] for r in range(len(reads))], axis=1))
+        done += len(y)
+        if progress is not None:
+            progress(done)
+    return np.concatenate(blocks)
+
+
 def stored_pooled(
     folder: str | Path,
     reader: Reader,

@@ -16,6 +16,7 @@ from tweaknn.delta import LOGITS, Delta, Read
 from tweaknn.inputs import Examples
 from tweaknn.join.comparison import compare_logits
 from tweaknn.join.dissertation import read_positions
+from tweaknn.join.table import read_values
 from tweaknn.measure import confusion_matrix, error_e, per_class_accuracy, shift_front, shifted_accuracy
 from tweaknn.network.outputs import collect_logits
 from tweaknn.network.reader import Reader
@@ -174,7 +175,7 @@ def _strongest(
         columns = term.head.columns.tolist()
         if target not in columns or any(read.layer == LOGITS for read in term.reads):
             continue
-        x = torch.from_numpy(_read(reader, examples, term.reads, batch_size)).requires_grad_(True)
+        x = torch.from_numpy(read_values(reader, examples.loader(batch_size), term.reads)).requires_grad_(True)
         with torch.enable_grad():
             term.head(x)[:, columns.index(target)].sum().backward()
         assert x.grad is not None
@@ -214,23 +215,6 @@ def _strongest(
         caption = f"{read.layer}, {what} {int(within[k])}{how}: {sign} the target ({effect[k]:+.2f} a standard deviation)"
         strips.append(_strip(examples, seen[:, k], caption))
     return chart, strips, f"The Δnn reads {int((effect != 0).sum()):,} numbers from hidden layers for this target."
-
-
-def _read(reader: Reader, examples: Examples, reads: Sequence[Read], batch_size: int) -> np.ndarray:
-    """Values ``(n, f)`` of what a term reads, in its order, in one pass."""
-    position = {layer.name: k for k, layer in enumerate(reader.layers)}
-    blocks = []
-    for x, _ in examples.loader(batch_size):
-        row: list[np.ndarray | None] = [None] * len(reads)
-
-        def sink(k: int, activation: torch.Tensor, row: list = row) -> None:
-            for r, read in enumerate(reads):
-                if position[read.layer] == k:
-                    row[r] = read.pick(activation).float().cpu().numpy()
-
-        reader(x, sink)
-        blocks.append(np.concatenate([part for part in row if part is not None], axis=1))
-    return np.concatenate(blocks)
 
 
 def _strip(examples: Examples, values: np.ndarray, caption: str) -> dict[str, Any]:

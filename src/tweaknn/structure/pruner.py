@@ -20,14 +20,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..errors import InputError, ModelError
-from . import dynamics, history, resume
+from ..errors import ModelError
+from . import deciding, dynamics, history, resume
 from .analyse import analyse, keep_working
 from .cost import CostModel
 from .gating import Gate
 from .latency import LatencyBudget
 from .plan import Plan
-from .rounding import settle, settle_branches, smallest, undecided_share
+from .rounding import smallest, undecided_share
 from .schedule import LAYERS, layers_target, windows
 from .settings import Settings
 from .surgery import cut
@@ -101,7 +101,7 @@ class ComplexityAware:
         self._wavered = 0.0
         self.skipped = 0
         self._astray = 0
-        self._kind, self._target = self._check_budget()
+        self._kind, self._target = deciding.budget_of(self)
         self.latency = LatencyBudget(self.model, example, s.latency) if s.latency is not None else None
         if self.latency is not None:
             self.latency.check(self)
@@ -114,17 +114,6 @@ class ComplexityAware:
         self._sample()
 
     # ---- budgets -----------------------------------------------------------------------------------------------
-    def _check_budget(self) -> tuple[str | None, float]:
-        budget = self.settings.budget
-        if budget is None:
-            return None, 1.0
-        kind, target = budget
-        metric = "params" if kind == "params" else "flops"
-        low = self.measure(self.lowest(), metric)
-        if kind != "latency" and target < low * (1 - self.settings.tolerance):
-            raise InputError(f"{kind} {target:g} cannot be met: the smallest working network has {low:.4g} of the full one's")
-        return metric, target
-
     def lowest(self) -> np.ndarray:
         """Gates of the smallest working network that ``beta`` allows."""
         return smallest(self.plan) | ~self.may
@@ -262,9 +251,9 @@ class ComplexityAware:
             return self._finish()
         alive = (theta >= 0.5) & self.possible
         if self._kind is not None and self._open:
-            alive = self._settle_branches(theta)
+            alive = deciding.branches(self, theta)
         settled = self._kind is not None
-        self._rewind()
+        deciding.rewind(self)
         alive = self._working(alive)
         smaller = bool((alive != self.possible).any())
         self._close(alive)
@@ -279,60 +268,13 @@ class ComplexityAware:
         self.operate()
         return True
 
-    def _rewind(self) -> None:
-        """Weights and statistics as they were before branches began to be dropped: deciding was only a rehearsal."""
-        if self._before is None:
-            return
-        with torch.no_grad():
-            for name, t in self.model.state_dict().items():
-                t.copy_(self._before[name])
-        for optimizer in self.optimizers:
-            for p in self.model.parameters():
-                optimizer.state.pop(p, None)
-        self._before = None
-
-    def _settle_branches(self, theta: np.ndarray) -> np.ndarray:
-        """Branches to keep for the budget; a latency is measured, and met from above."""
-        for attempt in range(5):
-            alive = settle_branches(
-                self.plan, theta, self._worth(), self.possible, aim=self._aim(), floor=self._target,
-                measure=lambda a: self.measure(a, self._kind or "flops"),
-            )  # fmt: skip
-            if self.latency is None or attempt == 4:
-                break
-            if self.latency.measure(self, alive) >= self.latency.target * (1 - self.settings.tolerance):
-                break
-            self._target = max(self._target, self.latency.flops())
-        if self.latency is not None:
-            self.latency.restart(self)
-            self._target = self.latency.flops()
-        return alive
-
-    def _worth(self) -> np.ndarray:
-        """Loss saved per price, by gate."""
-        return (-self.state.s / self.prices.clamp(min=1e-12)).cpu().numpy()
-
     # ---- pruning -----------------------------------------------------------------------------------------------
-    def _closed(self) -> np.ndarray:
-        """Gates whose pruning is due: at zero for ``patience`` steps, with the slow estimate agreeing."""
-        st, s = self.state, self.settings
-        scale = (math.exp(st.log_nu) * self.prices).clamp(min=1e-12)
-        pull = self.cost.gradient(st.theta) / self.prices.clamp(min=1e-12)
-        window = self.windows[self._window]
-        patience = max(1, min(s.patience, (window.end - window.start) // 10))
-        due = (st.still >= patience) & (st.s / scale + pull > 0) & self.active
-        if s.attraction:
-            from .attraction import inside
-
-            due &= inside(self)
-        return (due & self._moving()).cpu().numpy()
-
     def _prune(self) -> bool:
         s, step, window = self.settings, self.state.step, self.windows[self._window]
         last = step >= window.end
         if not last and (s.every == 0 or step % s.every):
             return False
-        alive = self._working(self.possible & ~self._closed())
+        alive = self._working(self.possible & ~deciding.due(self))
         if not last and self._kind is not None and window.phase(step, False)[2]:
             theta = self.state.theta.cpu().numpy()
             reached = self.measure(self._working(self.possible & (theta > 0.01)), self._kind) <= self._aim() * (1 + 0.5 * s.tolerance)
@@ -381,12 +323,8 @@ class ComplexityAware:
             moving = self._moving().cpu().numpy()
             self._wavered += undecided_share(theta[moving]) * float(moving.sum())
         self.undecided = self._wavered / max(1, self.original.n_gates)
-        target = self._target if self._kind is not None else None
-        alive = self.latency.settle(self, theta, self._worth()) if self.latency is not None else settle(
-            self.original, theta, self._worth(), self.possible, target=target,
-            measure=lambda a: self.measure(a, self._kind or "flops"), tolerance=self.settings.tolerance, may=self.may,
-        )  # fmt: skip
-        self._say_what_was_reached(alive)
+        alive = deciding.everything(self, theta)
+        deciding.say_what_was_reached(self, alive)
         if (alive == smallest(self.plan)).all():
             warnings.warn("every gate closed: this is the smallest working network; use a smaller nu", stacklevel=4)
         self._close(alive)
@@ -398,16 +336,6 @@ class ComplexityAware:
             return False
         self.operate()
         return True
-
-    def _say_what_was_reached(self, alive: np.ndarray) -> None:
-        if self._kind is None or self.latency is not None:
-            return
-        reached = self.measure(alive, self._kind)
-        if abs(reached / self._target - 1) > self.settings.tolerance:
-            warnings.warn(
-                f"{self._kind} {self._target:g} was not met exactly: the nearest the gates of this network give is "
-                f"{reached:.3g} of the full one's", stacklevel=5,
-            )  # fmt: skip
 
     def operate(self) -> nn.Module:
         """Cut closed gates out now; returns the network (the same object)."""

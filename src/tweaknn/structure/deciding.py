@@ -1,0 +1,102 @@
+"""Which gates a :class:`~tweaknn.structure.pruner.ComplexityAware` closes, and whether its budget is met by that."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from ..errors import InputError
+from .rounding import settle, settle_branches
+
+if TYPE_CHECKING:
+    from .pruner import ComplexityAware
+
+
+def budget_of(pruner: ComplexityAware) -> tuple[str | None, float]:
+    """What is budgeted (``flops`` or ``params``) and the fraction to end at. Raises InputError where no gates can meet it."""
+    budget = pruner.settings.budget
+    if budget is None:
+        return None, 1.0
+    kind, target = budget
+    metric = "params" if kind == "params" else "flops"
+    low = pruner.measure(pruner.lowest(), metric)
+    if kind != "latency" and target < low * (1 - pruner.settings.tolerance):
+        raise InputError(f"{kind} {target:g} cannot be met: the smallest working network has {low:.4g} of the full one's")
+    return metric, target
+
+
+def worth(pruner: ComplexityAware) -> np.ndarray:
+    """Loss saved per price, by gate."""
+    return (-pruner.state.s / pruner.prices.clamp(min=1e-12)).cpu().numpy()
+
+
+def due(pruner: ComplexityAware) -> np.ndarray:
+    """Gates whose pruning is due: at zero for ``patience`` steps, with the slow estimate agreeing."""
+    st, s = pruner.state, pruner.settings
+    scale = (math.exp(st.log_nu) * pruner.prices).clamp(min=1e-12)
+    pull = pruner.cost.gradient(st.theta) / pruner.prices.clamp(min=1e-12)
+    window = pruner.windows[pruner._window]
+    patience = max(1, min(s.patience, (window.end - window.start) // 10))
+    found = (st.still >= patience) & (st.s / scale + pull > 0) & pruner.active
+    if s.attraction:
+        from .attraction import inside
+
+        found &= inside(pruner)
+    return (found & pruner._moving()).cpu().numpy()
+
+
+def branches(pruner: ComplexityAware, theta: np.ndarray) -> np.ndarray:
+    """Branches to keep for the budget; a latency is measured, and met from above."""
+    for attempt in range(5):
+        alive = settle_branches(
+            pruner.plan, theta, worth(pruner), pruner.possible, aim=pruner._aim(), floor=pruner._target,
+            measure=lambda a: pruner.measure(a, pruner._kind or "flops"),
+        )  # fmt: skip
+        if pruner.latency is None or attempt == 4:
+            break
+        if pruner.latency.measure(pruner, alive) >= pruner.latency.target * (1 - pruner.settings.tolerance):
+            break
+        pruner._target = max(pruner._target, pruner.latency.flops())
+    if pruner.latency is not None:
+        pruner.latency.restart(pruner)
+        pruner._target = pruner.latency.flops()
+    return alive
+
+
+def rewind(pruner: ComplexityAware) -> None:
+    """Weights and statistics as they were before branches began to be dropped: deciding was only a rehearsal."""
+    if pruner._before is None:
+        return
+    with torch.no_grad():
+        for name, t in pruner.model.state_dict().items():
+            t.copy_(pruner._before[name])
+    for optimizer in pruner.optimizers:
+        for p in pruner.model.parameters():
+            optimizer.state.pop(p, None)
+    pruner._before = None
+
+
+def everything(pruner: ComplexityAware, theta: np.ndarray) -> np.ndarray:
+    """Gates to keep at the end: rounded, then corrected until the budget is met, by time where that is the budget."""
+    if pruner.latency is not None:
+        return pruner.latency.settle(pruner, theta, worth(pruner))
+    return settle(
+        pruner.original, theta, worth(pruner), pruner.possible, target=pruner._target if pruner._kind is not None else None,
+        measure=lambda a: pruner.measure(a, pruner._kind or "flops"), tolerance=pruner.settings.tolerance, may=pruner.may,
+    )  # fmt: skip
+
+
+def say_what_was_reached(pruner: ComplexityAware, alive: np.ndarray) -> None:
+    """Warn where the budget is met only roughly."""
+    if pruner._kind is None or pruner.latency is not None:
+        return
+    reached = pruner.measure(alive, pruner._kind)
+    if abs(reached / pruner._target - 1) > pruner.settings.tolerance:
+        warnings.warn(
+            f"{pruner._kind} {pruner._target:g} was not met exactly: the nearest the gates of this network give is "
+            f"{reached:.3g} of the full one's", stacklevel=5,
+        )  # fmt: skip
