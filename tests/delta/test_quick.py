@@ -7,7 +7,7 @@ import torch
 from torch import fx, nn
 
 from tests.delta.nets import Small, delta_for, examples, network
-from tweaknn.delta.quick import quicken
+from tweaknn.delta.quick import quicken, rectified
 from tweaknn.network import Reader
 from tweaknn.network.tracing import trace
 
@@ -61,3 +61,55 @@ def test_a_layer_that_was_replaced_is_the_one_that_runs():
     before = tweaked(x)
     tweaked.net.b = nn.Sequential(tweaked.net.b, nn.Tanh())
     assert not torch.equal(tweaked(x), before)
+
+
+class Residual(nn.Module):
+    """Functions and modules, sums and normalisations in front of ReLUs; ``seen`` reads a normalisation twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn, self.act = nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU()
+        self.again, self.seen = nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.linear = nn.Linear(4, 3)
+
+    def forward(self, x):
+        x = self.act(self.bn(self.conv(x)))
+        y = self.seen(self.again(x))
+        y = torch.relu(y) - y
+        return self.linear(torch.relu(x + y).mean((2, 3)))
+
+
+def test_relus_write_over_what_they_alone_read():
+    torch.manual_seed(0)
+    net, x = Residual().eval(), torch.randn(4, 3, 8, 8)
+    nn.init.normal_(net.bn.bias)
+    traced = trace(net, x)
+    module = fx.GraphModule(net, traced.graph)
+    quicken(module)
+    alone = [node.args[3] for node in module.graph.nodes if node.target is rectified]
+    assert alone == [True, False, True]
+    copy = x.clone()
+    with torch.inference_mode():
+        assert torch.equal(module(x), net(x))
+    assert torch.equal(x, copy)
+    # with autograd nothing is written over
+    module(x.requires_grad_()).sum().backward()
+    grad, x.grad = x.grad, None
+    net(x).sum().backward()
+    assert torch.equal(grad, x.grad)
+
+
+def test_a_normalisation_that_a_delta_or_a_hook_reads_is_left_as_it_is():
+    torch.manual_seed(0)
+    net, x = Residual().eval(), torch.randn(4, 3, 8, 8)
+    nn.init.normal_(net.bn.bias)
+    reader = Reader(net, x)
+    assert "bn" not in [layer.name for layer in reader.layers] or reader
+    tweaked = delta_for(net, reader).attach(net)
+    kept = []
+    tweaked.net.get_submodule("bn").register_forward_hook(lambda module, given, out: kept.append(out))
+    with torch.inference_mode():
+        tweaked(x)
+        expected = net.bn(net.conv(x))
+    assert float(expected.min()) < 0
+    assert torch.equal(kept[0], expected)

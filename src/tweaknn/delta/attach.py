@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from tweaknn.delta.forward import Change, gather, reading
 from tweaknn.delta.hooked import HookedNet
 from tweaknn.delta.plan import Primitive, plan
-from tweaknn.delta.quick import quicken
+from tweaknn.delta.quick import quicken, reuse
 from tweaknn.delta.value import LOGITS, Delta
 from tweaknn.errors import DeltaError, ModelError
 from tweaknn.network.clone import share, unwrap
@@ -163,7 +163,7 @@ def insert(delta: Delta, module: Layered, device: torch.device) -> Layered:
     with module.graph.inserting_before(output):
         tweaked = module.graph.call_module(name, (logits, values))
     output.args = (fx.map_arg(output.args[0], lambda node: tweaked if node is logits else node),)
-    module.recompile()
+    reuse(module)  # a neuron that is read now must outlive the ReLU behind it
     return module
 
 

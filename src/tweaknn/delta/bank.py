@@ -15,6 +15,7 @@ from tweaknn.delta.attach import Tweaked, attach, check_base, example_input, log
 from tweaknn.delta.forward import REDUCTIONS, reading
 from tweaknn.delta.heads import Linear
 from tweaknn.delta.plan import Primitive, plan
+from tweaknn.delta.quick import quicken, reuse
 from tweaknn.delta.value import LOGITS, Delta
 from tweaknn.errors import InputError, ModelError
 from tweaknn.network.clone import share, unwrap
@@ -322,7 +323,11 @@ class Tables(nn.Module):
         graph = fx.Graph()
         mapping: dict[fx.Node, fx.Node] = {}
         graph.output(graph.graph_copy(traced.graph, mapping))
+        for name, node in traced.nodes.items():
+            mapping[node].meta["tweaknn"] = name
         module = fx.GraphModule(traced.root, graph)
+        quicken(module)
+        nodes = {node.meta["tweaknn"]: node for node in graph.nodes if "tweaknn" in node.meta}
         for name in ("address", "weight", "column", "bias"):
             module.register_buffer(f"_tweaknn_{name}", getattr(self, name))
         last = [node for node in graph.nodes if node.op == "placeholder"][-1]
@@ -336,9 +341,9 @@ class Tables(nn.Module):
         logits = logits_node(output.args[0], head)
         values = []
         for key, primitive in self.primitives.items():
-            if key[0] != LOGITS and key[0] not in traced.nodes:
+            if key[0] != LOGITS and key[0] not in nodes:
                 raise ModelError(f"The network has no layer {key[0]!r}, which the delta reads.")
-            source = logits if key[0] == LOGITS else mapping[traced.nodes[key[0]]]
+            source = logits if key[0] == LOGITS else nodes[key[0]]
             function, arguments, _ = reading(primitive)
             span = (self.starts[key], self.starts[key] + self.widths[key])
             with graph.inserting_after(source):
@@ -347,7 +352,7 @@ class Tables(nn.Module):
             tables = [graph.get_attr(f"_tweaknn_{name}") for name in ("weight", "column", "bias")]
             changed = graph.call_function(_changed, (logits, slots, values, *tables))
         output.args = (changed,)
-        module.recompile()
+        reuse(module)
         return module
 
 
