@@ -1,7 +1,9 @@
 """Latency on this machine, and the FLOPs a latency budget comes to.
 
 Time is measured on compact copies, interleaved with the full network's in one run, since nothing else says what a cut
-is worth here; between measurements latency is taken as linear in FLOPs.
+is worth here; between measurements latency is taken as linear in FLOPs. What is cut does not come back, so one wrong
+reading must not cut much: a reading is the median of several series, readings together are taken as rising with FLOPs
+(isotonic regression), and one reading moves the FLOPs wanted by a bounded factor.
 """
 
 from __future__ import annotations
@@ -25,6 +27,13 @@ if TYPE_CHECKING:
     from .pruner import ComplexityAware
 
 
+ROUNDS = 9  # pairs in a series
+SERIES = 3  # series in a reading, at first
+MOST = 4  # times as many before a reading is taken for what it is
+ALIKE = 0.02  # relative difference of two readings that says nothing
+STEP = 0.7  # of the FLOPs of a network read as too slow: the least that is wanted next
+
+
 def _once(model: nn.Module, inputs: tuple[Any, ...]) -> float:
     start = time.perf_counter()
     model(*inputs)
@@ -34,7 +43,10 @@ def _once(model: nn.Module, inputs: tuple[Any, ...]) -> float:
 
 
 def ratio(small: nn.Module, full: nn.Module, example: Any, *, rounds: int = 25, batch: int | None = 1) -> float:
-    """Median over ``rounds`` of the time of ``small`` by that of ``full``, run in turn; ``batch`` examples each."""
+    """Time of ``small`` by that of ``full``, run in turn for ``rounds``; ``batch`` examples each.
+
+    The median of the pairs' ratios: what slows the machine down for a while slows both of a pair.
+    """
     inputs = as_inputs(example)
     if batch is not None:
         inputs = tuple(x[:batch] if isinstance(x, Tensor) and x.dim() else x for x in inputs)
@@ -44,10 +56,10 @@ def ratio(small: nn.Module, full: nn.Module, example: Any, *, rounds: int = 25, 
         with torch.inference_mode():
             for _ in range(3):
                 _once(small, inputs), _once(full, inputs)
-            pairs = np.array([[_once(small, inputs), _once(full, inputs)] for _ in range(rounds)])
+            pairs = np.array([[_once(small, inputs), _once(full, inputs)] for _ in range(rounds)]) + 1e-12
     finally:
         small.train(modes[0]), full.train(modes[1])
-    return float(np.median(pairs[:, 0]) / np.median(pairs[:, 1]))
+    return float(np.median(pairs[:, 0] / pairs[:, 1]))
 
 
 class LatencyBudget:
@@ -73,57 +85,107 @@ class LatencyBudget:
             )
 
     def measure(self, pruner: ComplexityAware, alive: np.ndarray) -> float:
-        """Latency of the network with the gates ``alive``, as a fraction of the full one's; remembered."""
+        """Latency of the network with the gates ``alive``, as a fraction of the full one's; remembered.
+
+        The median of :data:`SERIES` series, and of as many again while the middle half of them spreads by more than the
+        budget's tolerance.
+        """
         copied, _ = cut(copy.deepcopy(self.full), pruner.original, alive)
-        value = ratio(copied, self.full, self.example)
-        if world() > 1:  # every rank has its own clock, and all have to cut alike
-            device = torch.device("cuda") if torch.distributed.get_backend() == "nccl" else torch.device("cpu")
-            shared = torch.tensor(value, device=device)
-            torch.distributed.all_reduce(shared)
-            value = float(shared) / world()
+        series: list[float] = []
+        for _ in range(MOST):
+            series += [ratio(copied, self.full, self.example, rounds=ROUNDS) for _ in range(SERIES)]
+            value = float(np.median(series))
+            quarters = np.quantile(series, [0.25, 0.75])
+            again = float(quarters[1] - quarters[0] > pruner.settings.tolerance * value)
+            if world() > 1:  # every rank has its own clock, and all have to cut alike
+                value, again = _shared(value, again)
+            if not again:
+                break
         self.points.append((pruner.measure(alive, "flops"), value))
         return value
 
     def restart(self, pruner: ComplexityAware) -> None:
-        """Forget all but the full network and what is left: networks without other branches lie on another line."""
+        """Forget all but the full network; measure what is left and the least of it that works.
+
+        Networks without other branches lie on another line. With both ends measured, what is wanted lies between two
+        measurements and is never extrapolated.
+        """
         self.points = [(1.0, 1.0)]
         self.measure(pruner, pruner.possible)
+        self.measure(pruner, self._least(pruner))
+
+    def _least(self, pruner: ComplexityAware) -> np.ndarray:
+        fixed = pruner.possible & ~pruner.may  # what beta leaves alone
+        return keep_working(pruner.original, fixed, pruner.possible)
+
+    def curve(self) -> tuple[np.ndarray, np.ndarray]:
+        """FLOPs measured, rising, and their latencies, made to rise with them (least squares); the last is the full network.
+
+        Fewer FLOPs are not slower: where readings say so it is noise, and they are averaged.
+        """
+        from sklearn.isotonic import isotonic_regression
+
+        points = sorted(self.points)
+        flops, times = np.array(points, dtype=np.float64).T
+        certain = np.where(flops >= 1.0, 1e6, 1.0)  # the full network takes 1 by definition
+        return flops, isotonic_regression(times, sample_weight=certain, increasing=True)
 
     def flops(self) -> float:
-        """The FLOPs fraction that should meet the target: between the measurements around it, as far as there are.
+        """The FLOPs fraction that should meet the target, on the line between the readings around it.
 
-        Without one below the target the line from the full network is followed, by at most half of what is left: a
-        noisy measurement must not send the network to nothing.
+        Never less than :data:`STEP` of the smallest network that was read as too slow: what is cut stays cut, and the
+        next reading can ask for more. Where no reading is fast enough, the largest network that is as fast as any, to
+        :data:`ALIKE`, with the same bound.
         """
-        f1, l1 = min((p for p in self.points if p[1] > self.target), default=(1.0, 1.0))
-        f0, l0 = max((p for p in self.points if p[1] <= self.target), default=(0.0, 0.0))
-        if 0.0 < f0 < f1 and l1 > l0:
-            return float(f0 + (f1 - f0) * (self.target - l0) / (l1 - l0))
-        slope = (1 - f1) / (1 - l1) if f1 < 1 and l1 < 1 else f1 / l1
-        return float(np.clip(f1 - slope * (l1 - self.target), 0.5 * f1, 1.0))
+        flops, times = self.curve()
+        slow = times > self.target
+        if not slow.any():
+            return float(flops[-1])
+        if slow[0]:
+            last = int(np.flatnonzero(times <= times[0] * (1 + ALIKE))[-1])
+            above = flops[min(last + 1, len(flops) - 1)]
+            return float(max(flops[last], STEP * above))
+        k = int(np.argmax(slow))
+        f1, l1, f0, l0 = flops[k], times[k], flops[k - 1], times[k - 1]
+        return float(max(f0 + (f1 - f0) * (self.target - l0) / (l1 - l0), STEP * f1))
 
     def settle(self, pruner: ComplexityAware, theta: np.ndarray, worth: np.ndarray) -> np.ndarray:
-        """Gates that meet the latency, by a few measured attempts; the nearest one, with a warning if none does."""
-        best: tuple[float, np.ndarray] | None = None
+        """Gates that meet the latency, by a few measured attempts; the nearest one, with a warning if none does.
+
+        Where none meets them, the largest of those as near as the nearest, by the budget's tolerance, is taken, cutting
+        nothing among them: where cutting on does not make a network faster, it stops.
+        """
+        tolerance = pruner.settings.tolerance
         self.restart(pruner)
-        lowest = keep_working(pruner.original, np.zeros(len(theta), dtype=bool), pruner.possible)
+        least = pruner.measure(self._least(pruner))
+        flops, time_taken = self.points[1]  # cutting nothing
+        tried = [(flops, abs(time_taken / self.target - 1), pruner.possible)]  # FLOPs, error, gates
         for _ in range(6):
-            flops = max(self.flops(), pruner.measure(lowest) * 1.001)
             alive = settle(
-                pruner.original, theta, worth, pruner.possible, target=flops, measure=pruner.measure,
-                tolerance=pruner.settings.tolerance, may=pruner.may,
+                pruner.original, theta, worth, pruner.possible, target=max(self.flops(), least * 1.001), measure=pruner.measure,
+                tolerance=tolerance, may=pruner.may,
             )  # fmt: skip
-            error = abs(self.measure(pruner, alive) / self.target - 1)
-            if best is None or error < best[0]:
-                best = error, alive
-            if error <= pruner.settings.tolerance:
+            time_taken = self.measure(pruner, alive)
+            tried.append((pruner.measure(alive), abs(time_taken / self.target - 1), alive))
+            if tried[-1][1] <= tolerance:
                 break
-        assert best is not None
-        if best[0] > pruner.settings.tolerance:
-            reached = self.target * (1 + best[0])
+        near = min(error for _, error, _ in tried)
+        if near <= tolerance:
+            flops, error, alive = min(tried, key=lambda t: t[1])
+        else:
+            flops, error, alive = max((t for t in tried if t[1] <= near + tolerance), key=lambda t: t[0])
+        if error > tolerance:
             warnings.warn(
-                f"latency {self.target:g} was not met; the nearest measured is within {best[0]:.1%} of it "
-                f"(about {reached:.3g} of the full network's)",
+                f"latency {self.target:g} was not met; the nearest measured is within {error:.1%} of it "
+                f"(at {flops:.3g} of the full network's FLOPs)",
                 stacklevel=2,
             )
-        return best[1]
+        return alive
+
+
+def _shared(*values: float) -> tuple[float, ...]:
+    """Means over all ranks."""
+    device = torch.device("cuda") if torch.distributed.get_backend() == "nccl" else torch.device("cpu")
+    shared = torch.tensor(values, device=device, dtype=torch.float64)
+    torch.distributed.all_reduce(shared)
+    return tuple((shared / world()).tolist())
