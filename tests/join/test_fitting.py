@@ -159,6 +159,35 @@ def test_an_early_useless_layer_is_not_read_where_validation_says_so():
     assert made.notes["log_loss"] < every.notes["log_loss"]
 
 
+def overconfident(setting: Setting, much: float = 12.0) -> Setting:
+    """The base surer of the training examples than of others, as networks are of what they were trained on."""
+    train, held = setting.train, setting.validation
+    most = (np.arange(len(train.labels)) % 4 > 0)[:, None]
+    known = train.logits + much * np.eye(train.logits.shape[1], dtype=np.float32)[train.labels] * most
+    return replace(setting, train=replace(train, logits=known), validation=replace(held, logits=4 * held.logits))
+
+
+def test_a_base_that_is_too_sure_is_damped():
+    setting = overconfident(made_up(n=1500))
+    columns = np.arange(50)
+    free = fitted(setting, "fit", columns)
+    full = fitted(setting, "fit", columns, dampings=(1.0,))
+    assert free.notes["damping"] < 1
+    assert free.notes["log_loss"] < full.notes["log_loss"] - 0.02
+    table = setting.validation
+    expected = table.logits * free.notes["damping"] + table.features @ free.delta.terms[0].head.weight.numpy() + free.delta.bias.numpy()
+    np.testing.assert_allclose(free.logits, expected, rtol=1e-4, atol=1e-3)
+    own = free.delta.terms[1].head.weight.numpy()
+    np.testing.assert_allclose(own, (free.notes["damping"] - 1) * np.eye(6), atol=1e-7)
+
+
+def test_a_matrix_of_many_classes_is_not_worth_damping():
+    setting = overconfident(made_up(n=1500, limit=100))
+    made = fitted(setting, "fit", np.arange(50))
+    assert made.notes["damping"] == 1.0
+    assert made.delta.parameters <= 100
+
+
 def test_a_rare_class_of_a_handful_of_examples():
     setting = made_up(c=4, counts=[12, 700, 300, 100])
     found = table_candidates("best", setting)

@@ -23,6 +23,7 @@ from tweaknn.measure import (
     pareto_front,
     sensitivity_at_specificity,
     strongest_confusions,
+    tempered_log_loss,
     wilson,
     worst_drop,
 )
@@ -213,3 +214,14 @@ def test_bad_input_names_the_example():
         wilson(3, 2)
     with pytest.raises(InputError):
         mcnemar([True], [True, False])
+
+
+def test_tempered_log_loss_is_the_best_of_all_temperatures():
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 5, 300)
+    z = rng.normal(size=(300, 5)) + 1.5 * np.eye(5)[y]
+    best = min(log_loss(y, softmax(beta * z, axis=1), labels=range(5)) for beta in np.linspace(0.2, 3, 500))
+    assert tempered_log_loss(z, y) == pytest.approx(best, abs=1e-4)
+    for beta in (0.3, 1, 5):
+        assert tempered_log_loss(beta * z, y) == pytest.approx(best, abs=1e-4)
+    assert tempered_log_loss(z, y, most=100) == pytest.approx(best, abs=0.15)

@@ -145,6 +145,11 @@ class LogisticProblem:
             self.synapses = chosen[self.kept][:, self.classes].double()
         self.last: torch.Tensor | None = None
 
+    def restart(self, offsets) -> None:
+        """Other offsets ``(n, c)`` for the same neurons and labels, from no synapses again."""
+        self.offsets = torch.as_tensor(offsets).to(self.x.device, torch.float64)
+        self.last = None
+
     def solve(self, l2: float, *, warm: bool = False, tolerance: float | None = None, max_iterations: int = 60) -> LinearFit:
         """The optimum at strength ``l2``; ``warm`` starts from this problem's last solution (same optimum, fewer steps).
 

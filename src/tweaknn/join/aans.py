@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from tweaknn.delta import LOGITS, MLP, Linear, Read, Term
+from tweaknn.delta import MLP, Read, Term
 from tweaknn.errors import InputError
 from tweaknn.fit.aan import PRESETS, AANFit, AANSettings, fit_aan
-from tweaknn.join.candidates import Made, pick, strength
+from tweaknn.join.candidates import Made, damped, may_damp, pick, strength
 from tweaknn.join.setting import Setting
 from tweaknn.join.table import PooledTable
-from tweaknn.measure import negative_log_likelihood
+from tweaknn.measure import tempered_log_loss
 
 FORMS = ("dense", "grouped")
 
@@ -76,6 +76,8 @@ def aan(setting: Setting, name: str = "aan", choice: AANChoice | None = None, ro
     train, held = setting.train, setting.validation
     grouped = choice.form == "grouped" or (choice.form is None and (name == "aan-grouped" or choice.preset is not None))
     room = room if room is not None else (setting.limit if choice.hidden is not None else min(setting.limit, LARGEST))
+    damps = may_damp(setting)
+    room -= train.logits.shape[1] ** 2 if damps and choice.hidden is None else 0
     columns = _columns(train, choice, room)
     inputs = replace(
         train,
@@ -96,10 +98,11 @@ def aan(setting: Setting, name: str = "aan", choice: AANChoice | None = None, ro
             inputs.features, inputs.logits, inputs.labels, settings,
             groups=groups, validation=validation, views=inputs.views,
         )  # fmt: skip
-        tried.append((negative_log_likelihood(found.logits(validation[0], held.logits), held.labels), settings, found))
+        tried.append((tempered_log_loss(found.logits(validation[0], held.logits), held.labels), settings, found))
 
     attempt(small)
-    attempt(replace(small, damping=AANSettings().damping))
+    if damps:
+        attempt(replace(small, damping=AANSettings().damping))
     if asked is None:  # the damping that suits a small net suits a large one, at a fraction of the price
         attempt(replace(min(tried, key=lambda t: t[0])[1], hidden=None))
     loss, _, found = min(tried, key=lambda t: t[0])
@@ -160,11 +163,7 @@ def terms_of(found: AANFit, table: PooledTable) -> tuple[Term, ...]:
         reads += pick(table.reads, columns)
     w1 = tuple(torch.from_numpy(w) for w in found.w1)
     head = MLP(w1, torch.from_numpy(found.b1), torch.from_numpy(found.w2), torch.arange(c), "relu")
-    terms = [Term(tuple(reads), head)]
-    if found.damping != 1.0:
-        own = Read(LOGITS, "position", (c,), 0, torch.arange(c))
-        terms.append(Term((own,), Linear(torch.eye(c) * (found.damping - 1.0), torch.arange(c))))
-    return tuple(terms)
+    return (Term(tuple(reads), head), *damped(found.damping, c))
 
 
 def stages(table: PooledTable) -> list[np.ndarray]:
@@ -182,6 +181,6 @@ def blended(setting: Setting, first: Made, second: Made) -> Made:
     was worth a point)."""
     delta = first.delta * 0.5 + second.delta * 0.5
     logits = (0.5 * (first.logits + second.logits)).astype(np.float32)
-    loss = negative_log_likelihood(logits, setting.validation.labels)
+    loss = tempered_log_loss(logits, setting.validation.labels)
     notes = {"log_loss": loss, "of": [first.notes, second.notes]}
     return Made(replace(delta, meta={}), logits, notes)

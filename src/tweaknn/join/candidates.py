@@ -10,15 +10,20 @@ from weakref import WeakKeyDictionary, ref
 import numpy as np
 import torch
 
-from tweaknn.delta import Delta, Read, synapses
+from tweaknn.delta import LOGITS, Delta, Linear, Read, Term, synapses
 from tweaknn.fit.convex import LogisticProblem
 from tweaknn.join.setting import Candidate, Setting
 from tweaknn.join.settle import settle
 from tweaknn.join.table import PooledTable
-from tweaknn.measure import negative_log_likelihood
+from tweaknn.measure import tempered_log_loss
 
 L2_GRID = (1e-1, 1e-2, 1e-3, 1e-4)
 """Strengths tried for the convex fit; validation decides."""
+
+DAMPINGS = (0.25, 1.0)
+"""Multiples of the base's logits under the synapses, tried in this order; validation decides. A network is surer of the images it was
+trained on than it deserves to be, and small weights cannot take that back: with all of its logits, a penalty that suits the synapses
+leaves the sum overconfident, and one that does not lets them fit noise."""
 
 CONTROLS = ("bias", "random-neurons", "last-layer")
 """What any method has to beat: a constant on each logit, neurons drawn by lot, the last hidden layer alone."""
@@ -30,8 +35,9 @@ MUCH = 300_000_000
 """Rows x neurons x classes beyond which the convex fit leaves the views out."""
 
 ROWS = 10_000
-"""Examples that the choice between convex fits looks at; the fit chosen looks at all."""
+"""Examples and views that the choice between convex fits looks at; the fit chosen looks at all."""
 
+_WORSE = 0.005  # nats by which a penalty must be worse than the best so far for the path to end
 _ROUGH = 5e-4  # largest gradient entry at which strengths are compared; only the chosen one is solved to its optimum
 
 
@@ -70,7 +76,7 @@ def once(setting: Setting, key: tuple[Any, ...], make: Callable[[], Made]) -> Ma
 def bias_alone(setting: Setting) -> Candidate:
     """Control: nothing but a constant on each logit."""
     held = setting.validation
-    loss = negative_log_likelihood(held.logits, held.labels)
+    loss = tempered_log_loss(held.logits, held.labels)
     return settle(setting, "bias", replace(setting.frame, kind="bias"), held.logits, log_loss=loss)
 
 
@@ -91,10 +97,12 @@ def fitted(
     scale: np.ndarray | None = None,
     sample_weight: np.ndarray | None = None,
     further: bool = True,
+    dampings: Sequence[float] = DAMPINGS,
 ) -> Made:
     """Synapses from the pooled neurons ``columns`` to all logits, at the optimum of the convex problem (section 3.2.4),
-    its L2 chosen by the log loss on validation.
+    its L2 and the damping of the base's logits chosen on validation.
 
+    What is compared is the log loss at the temperature that suits each best: how sure the sum is on the whole changes no prediction.
     Where there are more columns than the delta's size or :data:`WIDEST` allow, the :func:`strongest` of them. The best L2 at the
     weaker end of ``grid`` is followed once further. Augmented views are further examples.
 
@@ -102,16 +110,21 @@ def fitted(
         scale: one number a column of the table, see :class:`~tweaknn.fit.convex.LogisticProblem`.
         sample_weight: ``(n,)`` of the training examples.
         further: follow the grid beyond its weaker end.
+        dampings: multiples of the base's logits that are tried; other than 1 only where a c x c matrix is a small part of the limit.
     """
     train, held = setting.train, setting.validation
     # a class without training examples gets nothing: its best bias would be minus infinity
     present = np.bincount(train.labels, minlength=train.logits.shape[1]) > 0
-    columns = affordable(setting, columns, int(present.sum()))
+    c = train.logits.shape[1]
+    dampings = [d for d in dampings if d == 1.0 or (present.all() and may_damp(setting))] or [1.0]
+    matrix = c * c if min(dampings) < 1 else 0
+    columns = affordable(replace(setting, limit=setting.limit - matrix), columns, int(present.sum()))
     views = [(train.features, train.logits), *train.views]
     copies = len(views)
+    offsets = np.concatenate([z for _, z in views])
     problem = LogisticProblem(
         np.concatenate([x[:, columns] for x, _ in views]) if copies > 1 else train.features[:, columns],
-        np.concatenate([z for _, z in views]),
+        offsets,
         np.tile(train.labels, copies),
         mask=None if present.all() else present,
         scale=None if scale is None else scale[columns],
@@ -119,23 +132,48 @@ def fitted(
     )
     features = held.features[:, columns]
 
-    def loss(l2: float) -> float:
+    def loss(l2: float, damping: float) -> float:
         rough = problem.solve(l2, warm=True, tolerance=_ROUGH)
-        return negative_log_likelihood(rough.logits(features, held.logits), held.labels)
+        return tempered_log_loss(rough.logits(features, np.float32(damping) * held.logits), held.labels)
 
     strengths = sorted(grid, reverse=True)
-    losses = {l2: loss(l2) for l2 in strengths} if len(strengths) > 1 else {strengths[0]: 0.0}
-    if further and len(strengths) > 1 and min(losses, key=losses.__getitem__) == strengths[-1]:
-        losses[strengths[-1] / 10] = loss(strengths[-1] / 10)
-    best = problem.solve(min(losses, key=losses.__getitem__), warm=True)
-    logits = best.logits(features, held.logits)
+    tried: dict[tuple[float, float], float] = {}
+    for damping in dampings:
+        problem.restart(damping * offsets)
+        if len(strengths) == 1 and len(dampings) == 1:
+            tried[damping, strengths[0]] = 0.0
+            continue
+        for l2 in strengths:
+            tried[damping, l2] = loss(l2, damping)
+            if tried[damping, l2] > min(v for (d, _), v in tried.items() if d == damping) + _WORSE:
+                break  # the loss along the path is as good as convex: weaker penalties are worse still
+        if further and len(strengths) > 1 and min(tried, key=tried.__getitem__) == (damping, strengths[-1]):
+            tried[damping, strengths[-1] / 10] = loss(strengths[-1] / 10, damping)
+    damping, strength = min(tried, key=tried.__getitem__)
+    if damping != dampings[-1]:
+        problem.restart(damping * offsets)
+    best = problem.solve(strength, warm=True)
+    logits = best.logits(features, np.float32(damping) * held.logits)
     weight = torch.from_numpy(best.weight.astype(np.float32))[:, present]
-    term = synapses(pick(train.reads, columns), weight, np.flatnonzero(present).tolist())
-    delta = replace(
-        setting.frame, terms=(term,), bias=torch.from_numpy(best.bias.astype(np.float32)), kind=name
-    )
-    said = {"l2": best.l2, "log_loss": negative_log_likelihood(logits, held.labels), "neurons_read": len(columns)}
+    terms = [synapses(pick(train.reads, columns), weight, np.flatnonzero(present).tolist()), *damped(damping, c)]
+    delta = replace(setting.frame, terms=tuple(terms), bias=torch.from_numpy(best.bias.astype(np.float32)), kind=name)
+    said = {
+        "l2": best.l2, "damping": damping, "log_loss": tempered_log_loss(logits, held.labels), "neurons_read": len(columns),
+    }  # fmt: skip
     return Made(delta, logits, said)
+
+
+def may_damp(setting: Setting) -> bool:
+    """Whether the c x c matrix that damps logits is a small part of what a delta may hold."""
+    return 4 * setting.train.logits.shape[1] ** 2 <= setting.limit
+
+
+def damped(damping: float, c: int) -> list[Term]:
+    """The synapses from each of ``c`` logits to itself that multiply it by ``damping``; none where that is 1."""
+    if damping == 1.0:
+        return []
+    own = Read(LOGITS, "position", (c,), 0, torch.arange(c))
+    return [Term((own,), Linear(torch.eye(c) * (damping - 1.0), torch.arange(c)))]
 
 
 def affordable(setting: Setting, columns: np.ndarray, classes: int) -> np.ndarray:
@@ -185,26 +223,27 @@ def best_linear(setting: Setting, name: str = "fit") -> Made:
     """The convex fit that validation's log loss prefers: of all layers alike, of all with the early ones penalised more (by the
     fourth power of their depth, so that with many classes and few examples the last ones decide), of the last one alone.
 
-    Layers and penalty are chosen on at most :data:`ROWS` examples without their views; the fit chosen is then solved on all of them,
-    and on the views where that is not too much (:data:`MUCH`), for that penalty and a weaker one if there are more rows now.
+    Layers, penalty and damping are chosen on at most :data:`ROWS` rows, views counted; the fit chosen is then solved on all examples,
+    and on their views where that is not too much (:data:`MUCH`), for that penalty and a weaker one.
     """
     table = setting.train
     every, last = np.arange(table.features.shape[1]), last_layer(table)
     n, copies = len(table.labels), 1 + len(table.views)
-    some = np.sort(np.random.default_rng(setting.seed).permutation(n)[:ROWS])
-    first = replace(setting, train=replace(table, views=()).rows(some) if n > ROWS else replace(table, views=()))
+    few = max(ROWS // copies, 1)
+    some = np.sort(np.random.default_rng(setting.seed).permutation(n)[:few])
+    first = replace(setting, train=table.rows(some)) if n > few else setting
     kinds: dict[str, tuple[np.ndarray, np.ndarray | None]] = {"last": (last, None)}
     if len(last) < len(every):
         kinds |= {"all": (every, None), "graded": (every, depth(table) ** 2)}
     tried = {kind: fitted(first, name, columns, scale=scale) for kind, (columns, scale) in kinds.items()}
     best = min(tried, key=lambda kind: tried[kind].notes["log_loss"])
     made = tried[best]
-    if copies > 1 or n > ROWS:
+    if n > few:
         columns, scale = kinds[best]
         much = n * copies * min(len(columns), WIDEST) * len(setting.classes) > MUCH
         whole = replace(setting, train=replace(table, views=())) if much else setting
-        weaker = [made.notes["l2"] / 10] if n > ROWS else []
-        again = fitted(whole, name, columns, [made.notes["l2"], *weaker], scale=scale, further=False)
+        near = [made.notes["l2"], made.notes["l2"] / 10]  # more rows need a weaker penalty
+        again = fitted(whole, name, columns, near, scale=scale, further=False, dampings=[made.notes["damping"]])
         made = again if again.notes["log_loss"] < made.notes["log_loss"] else made
     return Made(made.delta, made.logits, {**made.notes, "layers_fitted": best})
 

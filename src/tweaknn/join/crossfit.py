@@ -20,7 +20,7 @@ from tweaknn.join.setting import Candidate, Setting
 from tweaknn.join.settle import settle
 from tweaknn.join.splits import quietly
 from tweaknn.join.table import PooledTable
-from tweaknn.measure import negative_log_likelihood
+from tweaknn.measure import tempered_log_loss
 
 MANY = 10_000
 """Examples up to which there are five folds; above, two, which cost no more than two fits."""
@@ -109,7 +109,7 @@ def cross_fitted(
         delta = average([fits[name].delta for fits in found])
         if delta.parameters > max(setting.limit, *(fits[name].delta.parameters for fits in found)):
             continue  # one delta of permitted size, or none
-        notes = {"folds": k, "log_loss": negative_log_likelihood(logits[name], setting.validation.labels)}
+        notes = {"folds": k, "log_loss": tempered_log_loss(logits[name], setting.validation.labels)}
         grids = [fits[name].notes["l2"] for fits in found if "l2" in fits[name].notes]
         done.append(settle(setting, name, delta, logits[name], **notes, **({"l2": grids} if grids else {})))
     return done

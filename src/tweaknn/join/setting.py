@@ -14,7 +14,7 @@ from tweaknn.join.operating import OperatingPoint
 from tweaknn.join.promise import Promise
 from tweaknn.join.table import PooledTable
 
-CAUTION = 0.5
+CAUTION = 0.25
 """Standard errors every rule is kept by beyond its letter, unless the user says otherwise (docs/results/operating.md)."""
 
 

@@ -10,6 +10,7 @@ from tweaknn.measure.accuracy import (
     negative_log_likelihood,
     per_class_accuracy,
     strongest_confusions,
+    tempered_log_loss,
 )
 from tweaknn.measure.checks import check_labels, check_logits
 from tweaknn.measure.harm import error_e, worst_drop
@@ -41,6 +42,7 @@ __all__ = [
     "shifted_accuracy",
     "strongest_confusions",
     "target_gaps",
+    "tempered_log_loss",
     "wilson",
     "worst_drop",
 ]
