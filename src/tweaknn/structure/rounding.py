@@ -100,8 +100,11 @@ def settle_branches(
     Branches close in the order of ``theta``: first those whose shortcut passes everything on, then those that open a
     stage beside a thin, often subsampling map, and the last one on a residual stream after all that have company:
     branches on one stream can stand in for each other, the last is all that computes at its width and resolution, which
-    estimates taken while the others were still there do not show. One that would take the network below ``floor``, the
-    budget itself, or further from ``aim`` is passed over, unless units could not reach the budget without it.
+    estimates taken while the others were still there do not show. The last one on its stream that also opens a stage
+    stays while units have a part of the way to go (``aim`` above ``floor``): beside it there is a thin map and nothing
+    else, where the last one whose shortcut passes everything on leaves what came before. One that would take the
+    network below ``floor``, the budget itself, or further from ``aim`` is passed over, unless units could not reach the
+    budget without it.
     """
     alive, stream, first = possible.copy(), streams(plan), opens(plan)
     left = [int(i) for i in np.flatnonzero(possible[plan.n_units :])]
@@ -123,7 +126,8 @@ def settle_branches(
         fewer = _flip(alive, plan.n_units + b)
         value = measure(fewer)
         # Where one of a kind was passed over, none of a kind that should outlive it goes to come a little nearer.
-        nearer = (passed is None or rank[b] <= passed) and value >= floor and off(value) <= off(measure(alive))
+        spared = rank[b] == (True, True) and aim > floor
+        nearer = not spared and (passed is None or rank[b] <= passed) and value >= floor and off(value) <= off(measure(alive))
         stuck = lowest(alive) > 0.8 * floor and value > 0.8 * floor
         if nearer or stuck:
             alive = fewer
