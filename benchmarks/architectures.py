@@ -1,5 +1,7 @@
 """Walk a list of architectures (random weights, small inputs) through the promises and write down what passes.
 
+Batch norms first see a few batches: with the statistics they are made with, the deeper random networks give 1e-12.
+
     python benchmarks/architectures.py [--only NAME ...] [--like TEXT] [--onnx] [--no-compile] [--no-export] [--json FILE] [--markdown FILE]
 
 Promises: *observed* (neurons named, read, finite), *joined* (synapses fitted on pooled neurons of all layers by the
@@ -262,7 +264,8 @@ def walk(name: str, *, onnx: bool = False, compiled: bool = True, exported: bool
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            for step in _steps(make().eval(), example(), head, found, onnx, compiled, exported):
+            net, x = make(), example()
+            for step in _steps(settled(net, x), x, head, found, onnx, compiled, exported):
                 found[step] = True
     except Exception as error:
         reason = (str(error).strip().splitlines() or [""])[0][:160]
@@ -270,6 +273,22 @@ def walk(name: str, *, onnx: bool = False, compiled: bool = True, exported: bool
         found[missing] = f"{type(error).__name__}: {reason}"
     found["seconds"] = round(time.perf_counter() - start, 1)
     return found
+
+
+def settled(net: nn.Module, x: Any) -> nn.Module:
+    """The network in evaluation, its batch norms with the statistics of ``x``."""
+    from tweaknn.network.modes import call
+
+    norms = [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    if norms:
+        net.eval()
+        for norm in norms:
+            norm.train()
+            norm.momentum = 0.5
+        with torch.no_grad():
+            for _ in range(8):
+                call(net, x)
+    return net.eval()
 
 
 def _steps(net: nn.Module, x: Any, head: Any, found: dict[str, Any], onnx: bool, compiled: bool, exported: bool) -> Any:

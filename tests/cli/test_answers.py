@@ -80,12 +80,12 @@ def folder(tmp_path_factory) -> Path:
     return here
 
 
-def go(folder: Path, command: str, net: str, data: str, *more: str) -> dict:
+def go(folder: Path, command: str, net: str, data: str, *more: str, method: str = "fit") -> dict:
     out = folder / "figures.json"
     out.unlink(missing_ok=True)
     args = [command, "--model", f"{folder}/net.py:{net}", *more]
     if command == "join":
-        args += ["--method", "fit", "--layers", "all"]
+        args += ["--method", method, "--layers", "all"]
         args += ["--train", f"{folder}/{data}-train.npz", "--validation", f"{folder}/{data}-validation.npz"]
     elif command != "export":
         args += ["--data", f"{folder}/{data}-test.npz"]
@@ -176,6 +176,91 @@ def test_log_softmax_and_a_named_head(folder, net, more):
     assert both["tweaked"]["per_class"][target] > both["base"]["per_class"][target]
     assert Delta.load(str(delta)).head == (more[1] if more else None)
     go(folder, "export", net, "three", "--delta", str(delta), "--format", "pt2", "--out", str(folder / "d.pt2"))
+
+
+@pytest.mark.parametrize(
+    ("net", "data", "more"),
+    [
+        ("one", "binary", ()),
+        ("several", "labels", ()),
+        ("segmenter", "masks", ("--pixels", "32")),
+        ("heads", "three", ("--head", "second")),
+    ],
+)
+def test_the_default_method_from_diagnose_to_the_page(folder, net, data, more):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    target = go(folder, "diagnose", net, data, *more)["worst"][0]
+    delta = folder / f"{net}-best.delta"
+    go(folder, "join", net, data, "--target", target, "--out", str(delta), *more, method="best")
+    (folder / "join.json").write_bytes((folder / "figures.json").read_bytes())
+    pixels = more if net == "segmenter" else ()
+    go(folder, "evaluate", net, data, "--delta", str(delta), *pixels)
+    (folder / "evaluate.json").write_bytes((folder / "figures.json").read_bytes())
+    exported = folder / f"{net}.onnx"
+    go(folder, "export", net, data, "--delta", str(delta), "--out", str(exported))
+    x = np.load(folder / f"{data}-test.npz")["x"][:7]
+    x = torch.from_numpy(x if x.ndim == 2 else x.transpose(0, 3, 1, 2) / np.float32(255))
+    with torch.inference_mode():
+        wanted = Delta.load(str(delta)).attach(made(folder, net))(x)
+    wanted = wanted["second"] if isinstance(wanted, dict) else wanted
+    session = onnxruntime.InferenceSession(str(exported))
+    found = session.run(None, {session.get_inputs()[0].name: x.numpy()})[0]
+    np.testing.assert_allclose(found, wanted.numpy(), rtol=1e-3, atol=1e-3)
+    page = folder / "page.html"
+    look = ["--model", f"{folder}/net.py:{net}", "--data", f"{folder}/{data}-test.npz", "--delta", str(delta), *pixels]
+    for result in (folder / "join.json", folder / "evaluate.json", delta):
+        for shown in ([], look):
+            page.unlink(missing_ok=True)
+            assert run(["report", str(result), "--out", str(page), *shown]) == 0
+            assert target in page.read_text(encoding="utf-8")
+
+
+def test_a_page_about_one_of_several_labels(folder, capsys):
+    from tweaknn.report.of_labels import one_label
+
+    given, said = 40, np.array([True] * 30 + [False] * 10)
+    rows = {"given": given, "recall": 0.75, "specificity": 0.5, "balanced": 0.625}
+    result = {"n": 100, "classes": ["sun", "sea"], "base": {"sun": rows, "sea": rows}, "tweaked": {"sun": rows, "sea": rows}}
+    found = one_label(result, "sea")
+    assert found["base"]["counts"] == {"not sea": 60, "sea": 40}
+    assert found["base"]["overall"] == pytest.approx((said.sum() + 30) / 100)
+    (folder / "two.json").write_text(json.dumps(result))
+    assert run(["report", str(folder / "two.json"), "--out", str(folder / "p.html"), "--target", "rain"]) == 2
+    assert "no label 'rain'; it has sun, sea" in " ".join(capsys.readouterr().err.split())
+    assert not (folder / "p.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--head", "3"], "single tensor"),
+        (["--device", "meta"], "cannot be used"),
+        (["--device", "tpu"], "cannot be used"),
+        (["--seed", "-1"], "--seed"),
+        (["--form", "curved"], "--form"),
+        (["--validation-share", "7"], "--validation-share"),
+        (["--validation", "OTHER"], "name their classes otherwise: class 0 is 'a' and 'x'"),
+    ],
+)
+def test_a_slip_is_one_sentence_and_nothing_is_written(folder, more, said, capsys):
+    data = np.load(folder / "three-validation.npz")
+    np.savez(folder / "other.npz", x=data["x"], y=data["y"], classes=np.array(["x", "y", "z"]))
+    more = [str(folder / "other.npz") if word == "OTHER" else word for word in more]
+    out = folder / "slip.delta"
+    args = ["join", "--model", f"{folder}/net.py:log", "--train", f"{folder}/three-train.npz", "--target", "a"]
+    assert run([*args, "--out", str(out), *more]) == 2
+    message = " ".join(capsys.readouterr().err.replace("│", " ").split())
+    assert said in message
+    assert "Traceback" not in message
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("text", ['{"candidates": {}, "base": {}}', '{"base": {}, "tweaked": {}}', '{"methods": [], "runs": []}'])
+def test_a_page_of_a_file_that_is_not_whole(tmp_path, text, capsys):
+    (tmp_path / "r.json").write_text(text)
+    assert run(["report", str(tmp_path / "r.json"), "--out", str(tmp_path / "r.html")]) == 2
+    assert "not whole" in capsys.readouterr().err
+    assert not (tmp_path / "r.html").exists()
 
 
 @pytest.mark.parametrize(

@@ -106,6 +106,24 @@ def test_doubling_a_weight_is_writing_the_example_twice():
     np.testing.assert_allclose(first[1], second[1], atol=1e-6)
 
 
+@pytest.mark.parametrize("bias", [True, False])
+def test_more_neurons_than_examples_is_the_same_optimum(bias, monkeypatch):
+    rng = np.random.default_rng(3)
+    x = rng.normal(size=(30, 90)) * np.exp(rng.normal(size=90) * 3)
+    x[:, 7], x[:, 8] = 0.0, x[:, 9]
+    z, y, a = rng.normal(size=(30, 4)), rng.integers(0, 4, 30), rng.integers(0, 3, 30).astype(float)
+    thin = LogisticProblem(x, z, y, sample_weight=a, bias=bias)
+    assert thin.x.shape == (30, 30)
+    short = thin.solve(1e-3)
+    monkeypatch.setattr(LogisticProblem, "_thin", LogisticProblem._full)
+    full = LogisticProblem(x, z, y, sample_weight=a, bias=bias).solve(1e-3)
+    assert short.converged
+    assert full.converged
+    assert short.loss == pytest.approx(full.loss, abs=1e-9)
+    np.testing.assert_allclose(short.weight * x.std(0)[:, None], full.weight * x.std(0)[:, None], atol=1e-5)
+    np.testing.assert_allclose(short.bias, full.bias, atol=1e-4)
+
+
 def test_dead_and_twin_neurons_do_no_harm():
     x, offsets, y = problem(7)
     dead = np.column_stack([x, np.full(len(y), 3.25), x[:, 0]])

@@ -54,3 +54,48 @@ def test_damaged_image_in_a_parquet_file_names_its_row_and_no_address(tmp_path):
     with pytest.raises(DataError, match="row 1: this image cannot be read") as caught:
         load_data(tmp_path / "d.parquet")[1]
     assert "0x" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("batches", "said"),
+    [
+        ([(np.zeros((3, 4)), 1)], "must give batches"),
+        ([(np.zeros((2, 4)), np.array([0]))], "must give batches"),
+        ([(object(), np.array([0]))], "cannot be made a tensor"),
+        ([(np.zeros((1, 4)), np.array([0])), (np.zeros((1, 5)), np.array([0]))], "different shapes"),
+    ],
+)
+def test_iterators_of_anything_but_batches(batches, said):
+    from tweaknn.inputs.examples import as_examples
+
+    with pytest.raises(DataError, match=said):
+        as_examples(iter(batches), name="mine")
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "CMYK", "P", "LA", "1"])
+def test_every_kind_of_picture_becomes_what_the_network_takes(tmp_path, mode):
+    from PIL import Image
+
+    from tweaknn.inputs import Preprocess
+
+    made = Image.fromarray(np.full((6, 9, 3), 255, np.uint8)).convert(mode)
+    name = "a.tif" if mode == "CMYK" else "a.png"
+    (tmp_path / "ant").mkdir()
+    made.save(tmp_path / "ant" / name)
+    x, _ = load_data(tmp_path, preprocess=Preprocess(channels=3)).batch([0])
+    assert x.shape == (1, 3, 6, 9)
+    assert float(x.min()) == 1.0
+
+
+def test_orientation_is_left_as_the_file_has_it(tmp_path):
+    from PIL import Image
+
+    from tweaknn.inputs import Preprocess
+
+    image = Image.fromarray(np.zeros((6, 9, 3), np.uint8))
+    exif = image.getexif()
+    exif[274] = 6  # a quarter turn
+    (tmp_path / "ant").mkdir()
+    image.save(tmp_path / "ant" / "a.jpg", exif=exif)
+    x, _ = load_data(tmp_path, preprocess=Preprocess(channels=3)).batch([0])
+    assert x.shape == (1, 3, 6, 9)

@@ -112,6 +112,9 @@ def command(
     }
     assert parts["train"] is not None
     assert parts["test"] is not None
+    for other in (parts["validation"], parts["test"]):
+        if other is not None:
+            o.same_classes(parts["train"], other)
     source = {"model": model, "weights": weights, "train": train, "validation": validation, "test": test}
     with tracker(track) as watch:
         result = compare(

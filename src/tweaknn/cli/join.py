@@ -49,6 +49,11 @@ class Form(StrEnum):
     grouped = "grouped"
 
 
+class ThetaForm(StrEnum):
+    plain = "plain"
+    signed = "signed"
+
+
 class Kind(StrEnum):
     floors = "floors"
     overall = "overall"
@@ -122,8 +127,8 @@ def command(
     ] = None,
     layers: Annotated[str, typer.Option(help="all, stages, or NAME,NAME.")] = "all",
     form: Annotated[
-        str, typer.Option(help="theta: plain (as published) or signed (right for negative neurons).")
-    ] = "plain",
+        ThetaForm, typer.Option(help="theta: plain (as published) or signed (right for negative neurons).")
+    ] = ThetaForm.plain,
     schedule: Annotated[
         str | None,
         typer.Option(help="Joins and retrainings in turn over ever fewer classes, such as J100+R100+J50+R50+J10+R10+J10."),
@@ -147,7 +152,7 @@ def command(
         Form | None, typer.Option(help="dense, or grouped: a hidden group a stage, as the dissertation has it.")
     ] = None,
     group: Annotated[str | None, typer.Option(help="Column whose groups (patients, lesions) are never parted.")] = None,
-    validation_share: Annotated[float, typer.Option(help="Share set aside when --validation is not given.")] = 0.5,
+    validation_share: Annotated[float, typer.Option(min=0.0, max=1.0, help="Share set aside when --validation is not given.")] = 0.5,
     keep: Annotated[
         Path | None,
         typer.Option("--table", help="Folder that keeps what was read, so that another join does not read it again."),
@@ -178,6 +183,8 @@ def command(
     )
     examples = o.open_data(train, opened, group=group, skip_unreadable=skip_unreadable, pixels=pixels, seed=seed)
     held = o.open_data(validation, opened, skip_unreadable=skip_unreadable, pixels=pixels, seed=seed) if validation else None
+    if held is not None:
+        o.same_classes(examples, held)
     joiner = SynapticJoin(
         method="schedule" if schedule and method is Method.best else method.value,
         schedule=schedule,
@@ -197,7 +204,7 @@ def command(
         base_saw=base_saw.value if base_saw else None,
         seed=seed,
         batch_size=batch_size,
-        form=form,
+        form=form.value,
         table=keep,
         bar=bar,
     )

@@ -13,7 +13,7 @@ import typer
 from torch import nn
 
 from tweaknn.cli.console import note
-from tweaknn.errors import InputError, ModelError
+from tweaknn.errors import DataError, InputError, ModelError
 from tweaknn.inputs import Examples, load_data, load_model, resolve_preprocess
 from tweaknn.network.views import View
 from tweaknn.writing import json_text, write
@@ -32,7 +32,7 @@ Preprocess = Annotated[
 Mean = Annotated[list[str] | None, typer.Option(help="Channel means on the 0..1 scale; give several times, or a,b,c.")]
 Std = Annotated[list[str] | None, typer.Option(help="Channel standard deviations; give several times, or a,b,c.")]
 Size = Annotated[list[str] | None, typer.Option(help="Side in pixels, or height and width.")]
-Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of everything random.")]
 Device = Annotated[str, typer.Option(help="Where the network runs: cpu, cuda:0, ...")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Examples a batch.")]
 Json = Annotated[Path | None, typer.Option("--json", help="Write all figures here (fractions, not per cent).")]
@@ -98,11 +98,6 @@ def open_model(
         InputError: preprocessing options contradict each other.
     """
     seed_everything(seed)
-    try:
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = (str(error).splitlines() or ["unknown"])[0]
-        raise ModelError(f"Device {device!r} cannot be used: {reason}") from None
     loaded = load_model(model, weights=weights, device=device)
     sides = numbers(size, "size")
     transform, said = resolve_preprocess(
@@ -145,6 +140,18 @@ def open_data(
     if examples.skipped:
         note(f"{examples.skipped} unreadable images were left out of {spec}")
     return aligned
+
+
+def same_classes(first: Examples, second: Examples) -> None:
+    """Raises DataError when two data sets name their classes otherwise: their labels would be taken for each other."""
+    ours, theirs = first.classes, second.classes
+    if ours is None or theirs is None or list(ours) == list(theirs):
+        return
+    at = next(k for k in range(max(len(ours), len(theirs))) if k >= min(len(ours), len(theirs)) or ours[k] != theirs[k])
+    names = " and ".join(repr(names[at]) if at < len(names) else "nothing" for names in (ours, theirs))
+    raise DataError(
+        f"{first.name} and {second.name} name their classes otherwise: class {at} is {names}; give both the same classes."
+    )
 
 
 def count_logits(model: nn.Module, examples: Examples) -> int:

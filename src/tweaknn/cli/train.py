@@ -124,10 +124,12 @@ def _open(
 ) -> tuple[o.Opened, Any, Any, list[str]]:  # fmt: skip
     """The network with as many outputs as the data have classes, and both sets with the same classes."""
     from tweaknn.inputs import Preprocess, load_data, load_model, resolve_preprocess
+    from tweaknn.inputs.models import usable_device
     from tweaknn.inputs.weights import load_into, read_weights
     from tweaknn.structure import architecture
 
     o.seed_everything(seed)
+    where = usable_device(device)
     if Path(model).is_dir():
         loaded = load_model(model, device=device)
         module, said, names = loaded.module, loaded.preprocess, loaded.classes
@@ -156,7 +158,7 @@ def _open(
         module = architecture(model, len(classes))
         if weights is not None:
             load_into(module, read_weights(weights), weights)
-        module.to(torch.device(device))
+        module.to(where)
     empty = [c for c, n in zip(classes, np.bincount(train_set.labels, minlength=len(classes))) if not n]
     if empty:
         warn(f"--train has no examples of {', '.join(empty[:5])}")

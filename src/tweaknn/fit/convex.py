@@ -134,12 +134,12 @@ class LogisticProblem:
         self.synapses = None
         self.rotation = None
         if synapses is None or synapses[:, classes].all():
-            gram = self._weighted_gram(self.share_h)
-            values, self.rotation = torch.linalg.eigh(gram)
-            self.spectrum = values.clamp_min(0)
+            self.spectrum, self.rotation = self._thin() if n < len(self.kept) else self._full()
             rotation = self.rotation.to(store)
+            width = rotation.shape[1]
             for s in _blocks(n):
-                x[s] = x[s] @ rotation
+                x[s, :width] = x[s] @ rotation
+            self.x = x if width == x.shape[1] else x[:, :width].contiguous()
         else:
             chosen = torch.from_numpy(synapses).to(raw.device)
             self.synapses = chosen[self.kept][:, self.classes].double()
@@ -160,7 +160,7 @@ class LogisticProblem:
             raise InputError(f"l2 must be a finite number of at least 0, got {l2}.")
         if tolerance is None:
             tolerance = 1e-9 if self.store == torch.float64 else 3e-6
-        rows = len(self.kept) + 1  # the last row is the bias
+        rows = self.x.shape[1] + 1  # the last row is the bias
         theta = torch.zeros(rows, len(self.classes), dtype=torch.float64, device=self.x.device)
         if warm and self.last is not None:
             theta = self.last.clone()
@@ -204,7 +204,7 @@ class LogisticProblem:
         ones = torch.ones(1, len(self.classes), dtype=torch.float64, device=self.x.device)
         last = ones * self.bias
         if self.synapses is None:
-            return torch.cat([ones.expand(len(self.kept), -1), last])
+            return torch.cat([ones.expand(self.x.shape[1], -1), last])
         return torch.cat([self.synapses, last])
 
     def _evaluate(self, theta: torch.Tensor, l2: float, exact: bool = False) -> tuple[float, torch.Tensor, torch.Tensor]:
@@ -249,6 +249,21 @@ class LogisticProblem:
             return out * free
 
         return product
+
+    def _full(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Eigenvalues (k,) of the neurons' second moments, not negative, and their basis (k, k)."""
+        values, basis = torch.linalg.eigh(self._weighted_gram(self.share_h))
+        return values.clamp_min(0), basis
+
+    def _thin(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same where there are fewer examples than neurons: (n,) and (k, n).
+
+        The penalised optimum is a combination of the examples, so their span is all that is needed: a few hundred examples of
+        twenty thousand neurons cost the square of the former, not of the latter.
+        """
+        span, r = torch.linalg.qr((self.x.double() * (self.share_h * len(self.share_h)).sqrt().unsqueeze(1)).T)
+        values, basis = torch.linalg.eigh(r @ r.T / len(self.share_h))
+        return values.clamp_min(0), span @ basis
 
     def _weighted_gram(self, weights: torch.Tensor) -> torch.Tensor:
         gram = torch.zeros(self.x.shape[1], self.x.shape[1], dtype=torch.float64, device=self.x.device)

@@ -379,8 +379,21 @@ def _materialise(batches: Iterator[Any], name: str) -> TensorDataset:
     for batch in batches:
         if not isinstance(batch, (tuple, list)) or len(batch) < 2:
             raise DataError(f"{name}: a loader must give pairs (x, y), not {type(batch).__name__}.")
-        xs.append(torch.as_tensor(batch[0]))
-        ys.append(torch.as_tensor(batch[1]))
+        try:
+            x, y = torch.as_tensor(batch[0]), torch.as_tensor(batch[1])
+        except (TypeError, ValueError, RuntimeError) as problem:
+            raise DataError(f"{name}: a batch cannot be made a tensor ({problem}).") from None
+        if x.ndim == 0 or y.ndim == 0 or len(x) != len(y):
+            raise DataError(
+                f"{name}: a loader must give batches, x (n, ...) and y (n, ...), not {tuple(x.shape)} and {tuple(y.shape)}; "
+                "for single examples give a Dataset."
+            )
+        xs.append(x)
+        ys.append(y)
     if not xs:
         raise DataError(f"{name}: there are no examples.")
-    return TensorDataset(torch.cat(xs), torch.cat(ys))
+    try:
+        return TensorDataset(torch.cat(xs), torch.cat(ys))
+    except RuntimeError:
+        shapes = sorted({tuple(x.shape[1:]) for x in xs})[:3]
+        raise DataError(f"{name}: batches have different shapes ({', '.join(map(str, shapes))}).") from None

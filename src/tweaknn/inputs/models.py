@@ -53,7 +53,7 @@ def load_model(
     Raises :class:`~tweaknn.errors.ModelError` in one sentence.
     """
     text = str(spec)
-    where = _device(device)
+    where = usable_device(device)
     if split_spec(text) is not None:
         made = _from_file(text, weights)
     elif text.startswith("torchvision:"):
@@ -75,12 +75,13 @@ def load_model(
     return made
 
 
-def _device(device: str | torch.device) -> torch.device:
+def usable_device(device: str | torch.device) -> torch.device:
+    """The device, tried out. Raises ModelError when it cannot be computed on here."""
     try:
         where = torch.device(device)
-        torch.empty(1, device=where)
-    except (RuntimeError, AssertionError) as problem:
-        first = str(problem).splitlines()[0]
+        torch.zeros(1, device=where).cpu()  # what only pretends to hold numbers (meta) is no device to compute on
+    except (RuntimeError, AssertionError) as problem:  # NotImplementedError is a RuntimeError
+        first = (str(problem).splitlines() or ["unknown"])[0]
         raise ModelError(f"device '{device}' cannot be used here: {first}") from problem
     return where
 

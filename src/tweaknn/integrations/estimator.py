@@ -25,7 +25,10 @@ class MendedClassifier(ClassifierMixin, BaseEstimator):
         network: the base, a trained ``nn.Module`` on ``(n, features)`` float inputs; it is never changed.
         worst: how many of the least accurate classes are targets, unless
         targets: names them by position.
-        method, promise, tolerance, seed: see :class:`tweaknn.SynapticJoin`.
+        method: see :class:`tweaknn.SynapticJoin`, as for the following.
+        promise: which rule the other classes are under.
+        tolerance: what that rule may give up, a fraction.
+        seed: of everything random.
 
     Attributes:
         delta_: the delta, or None.

@@ -85,7 +85,8 @@ def diagnose(
         model: any network that :func:`tweaknn.network.modes.logits_of` understands.
         batches: a ``DataLoader`` of ``(x, y)``, or anything like it.
         classes: names of the logits.
-        worst, confusions: how many to name.
+        worst: how many of the worst classes to name.
+        confusions: how many confusions to name.
 
     Raises:
         ModelError: NaN or infinite logits.

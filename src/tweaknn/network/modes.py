@@ -85,7 +85,9 @@ def output_of(output: Any, head: int | str | None = None) -> Tensor:
         ModelError: there is no such output.
     """
     value = output
-    if head is not None and not isinstance(value, Tensor):
+    if head is not None and isinstance(value, Tensor):
+        raise ModelError(f"The network has no output {head!r}: it gives a single tensor, so no head needs to be named.")
+    if head is not None:
         try:
             value = getattr(value, head) if isinstance(head, str) and hasattr(value, head) else value[head]
         except (KeyError, IndexError, TypeError, AttributeError):

@@ -120,7 +120,9 @@ def evaluate_page(result: dict[str, Any]) -> dict[str, Any]:
     gain = [-2.0 if a is None or b is None else a - b for a, b in zip(after, before)]
     target = classes[int(np.argmax(gain))]
     page = _page(source, classes, [target], "the Δnn", source.get("front") or [])
-    page["beside"] = f"{target} gains most. The paired test of overall correctness gives p = {source['p_value']:.2g}."
+    page["beside"] = f"{target} gains most."
+    if source.get("p_value") is not None:
+        page["beside"] += f" The paired test of overall correctness gives p = {source['p_value']:.2g}."
     page["settings"] = flat({k: result[k] for k in ("model", "data", "deltas", "skipped") if k in result})
     page["neurons"] = extra.get("neurons")
     return page

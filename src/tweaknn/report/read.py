@@ -9,15 +9,17 @@ from typing import Any
 from tweaknn.errors import InputError
 from tweaknn.report.of_compare import compare_page
 from tweaknn.report.of_join import evaluate_page, join_page
+from tweaknn.report.of_labels import is_of_labels, label_of, one_label
 
 FORMATS = {"compare": (1,)}
 
 
-def read_result(path: str | Path) -> tuple[dict[str, Any], str]:
+def read_result(path: str | Path, target: str | None = None) -> tuple[dict[str, Any], str]:
     """A result's JSON and its kind: ``compare`` (a folder or its ``result.json``), ``join`` or ``evaluate``
     (``--json``).
 
-    A Δnn file counts as its join: the result is in its metadata.
+    A Δnn file counts as its join: the result is in its metadata. Of a network with several labels an example, the label
+    ``target`` (by default the first of a join, the one that gains most in an evaluation).
 
     Raises:
         InputError: nothing there, not JSON, not one of ours, or of a version this one cannot read.
@@ -39,6 +41,8 @@ def read_result(path: str | Path) -> tuple[dict[str, Any], str]:
     version = result.get("version", 1)
     if version not in FORMATS.get(kind, (1,)):
         raise InputError(f"'{file}' has format {version}, this version reads {FORMATS[kind]}; make it again or update.")
+    if is_of_labels(result):
+        return one_label(result, label_of(result, target)), kind
     return result, kind
 
 
@@ -50,6 +54,8 @@ def kind_of(result: Any) -> str | None:
         return "compare"
     if "candidates" in result and "base" in result:
         return "join"
+    if is_of_labels(result):
+        return is_of_labels(result)
     return "evaluate" if "tweaked" in result and "base" in result else None
 
 
@@ -67,5 +73,14 @@ def _of_delta(file: Path) -> dict[str, Any]:
 
 
 def page_of(result: dict[str, Any], kind: str) -> dict[str, Any]:
-    """Description of the page, as :func:`tweaknn.report.render` takes it."""
-    return {"compare": compare_page, "join": join_page, "evaluate": evaluate_page}[kind](result)
+    """Description of the page, as :func:`tweaknn.report.render` takes it.
+
+    Raises:
+        InputError: figures are missing, or are none.
+    """
+    try:
+        return {"compare": compare_page, "join": join_page, "evaluate": evaluate_page}[kind](result)
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError) as problem:  # a file of another hand
+        raise InputError(
+            f"The result is not whole ({type(problem).__name__}: {problem}); let `tweaknn {kind}` write it again."
+        ) from problem

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,10 @@ from tweaknn.join.comparison import compare_logits
 from tweaknn.join.dissertation import read_positions
 from tweaknn.join.table import read_values
 from tweaknn.measure import confusion_matrix, error_e, per_class_accuracy, shift_front, shifted_accuracy
+from tweaknn.network.modes import first, placement, to_model
 from tweaknn.network.outputs import collect_logits
 from tweaknn.network.reader import Reader
+from tweaknn.network.views import LabelView, PixelView, View
 from tweaknn.report.charts import bars, histogram, loglog
 from tweaknn.theta.observe import Observation, Ranked, observe
 
@@ -38,21 +41,30 @@ def study(
     """Confusion before and after, the front of the tweaked network, and the neurons: where, how strong, what they
     see.
 
-    Algorithm 1 runs on ``examples`` for the first of ``targets``; with a ``delta`` the neurons are those it reads.
-    Keys as
-    :func:`tweaknn.report.of_join.join_page` takes them under ``extra``.
+    Algorithm 1 runs on ``examples`` for the first of ``targets``; with a ``delta`` the neurons are those it reads. ``model``
+    may be a view; the delta is the network's own, ``model.model``'s. Keys as :func:`tweaknn.report.of_join.join_page` takes
+    them under ``extra``.
     """
-    reader = Reader(model, examples.batch([0])[0], layers)
+    x = examples.batch([0])[0]
+    reader = Reader(model, x, layers)
     base, labels = collect_logits(model, examples.loader(batch_size))
     c = base.shape[1]
     found: dict[str, Any] = {"base_confusion": confusion_matrix(base.argmax(1), labels, c).tolist()}
     if delta is not None:
-        after, _ = collect_logits(delta.attach(model), examples.loader(batch_size))
+        after, _ = collect_logits(_tweaked(model, delta, x), examples.loader(batch_size))
         found["confusion"] = confusion_matrix(after.argmax(1), labels, c).tolist()
         found["front"] = front(base, after, labels, targets)
         found.update(compare_logits(base, after, labels, examples.classes).to_dict())
-    found["neurons"] = neurons(reader, examples, base, labels, targets[0], delta, batch_size)
+    if not isinstance(model, PixelView):  # Algorithm 1 counts examples, and there a picture is many
+        found["neurons"] = neurons(reader, examples, base, labels, targets[0], delta, batch_size)
     return found
+
+
+def _tweaked(model: nn.Module, delta: Delta, x: Any) -> nn.Module:
+    """The network with its delta, seen as ``model`` is."""
+    raw = model.model if isinstance(model, View) else model
+    tweaked = delta.attach(raw, example_x=None if isinstance(x, torch.Tensor) else to_model(first(x, 2), *placement(raw)))
+    return model.of(tweaked) if isinstance(model, View) else tweaked
 
 
 def front(base: np.ndarray, after: np.ndarray, labels: np.ndarray, targets: Sequence[int]) -> list[dict[str, Any]]:
@@ -93,7 +105,7 @@ def neurons(
         chart, strips, what = pooled
         charts.insert(0, chart)
         note = what + " " + note
-        images = strips if examples.has_images else []
+        images = strips
     elif examples.has_images and len(best.layer):
         for k in range(len(best.layer)):
             layer = reader.layers[int(best.layer[k])]
@@ -171,17 +183,22 @@ def _strongest(
     reads: list[Read] = []
     values: list[np.ndarray] = []
     effects: list[np.ndarray] = []
+    sign = 1.0
+    view = reader.model
+    if isinstance(view, LabelView):  # the delta is the network's own, see tweaknn.delta.views
+        target, sign = view.label, 1.0 if target == 1 else -1.0
     for term in delta.terms:
         columns = term.head.columns.tolist()
         if target not in columns or any(read.layer == LOGITS for read in term.reads):
             continue
-        x = torch.from_numpy(read_values(reader, examples.loader(batch_size), term.reads)).requires_grad_(True)
+        mine = [replace(read, layer=f"model.{read.layer}") if isinstance(view, View) else read for read in term.reads]
+        x = torch.from_numpy(read_values(reader, examples.loader(batch_size), mine)).requires_grad_(True)
         with torch.enable_grad():
             term.head(x)[:, columns.index(target)].sum().backward()
         assert x.grad is not None
-        reads += term.reads
+        reads += mine
         values.append(x.detach().numpy())
-        effects.append((x.grad.mean(0) * x.detach().std(0)).numpy())
+        effects.append((sign * x.grad.mean(0) * x.detach().std(0)).numpy())
     if not effects or not any(np.any(e) for e in effects):
         return None
     effect, seen = np.concatenate(effects), np.concatenate(values, axis=1)
@@ -201,7 +218,7 @@ def _strongest(
     }
     strips: list[dict[str, Any]] = []
     shown = set()
-    for k in np.argsort(-np.abs(effect)):
+    for k in np.argsort(-np.abs(effect)) if examples.has_images else ():
         read = reads[int(owner[k])]
         place = read.layer, read.reduction, int(within[k])
         if place in shown:  # another term of the same delta reads it too
@@ -209,10 +226,10 @@ def _strongest(
         if len(strips) == SHOWN_NEURONS:
             break
         shown.add(place)
-        sign = "speaks for" if effect[k] > 0 else "speaks against"
+        speaks = "speaks for" if effect[k] > 0 else "speaks against"
         what = "channel" if read.reduction in ("mean", "max") and len(read.shape) > 1 else "neuron"
         how = f" ({read.reduction})" if read.reduction != "position" and len(read.shape) > 1 else ""
-        caption = f"{read.layer}, {what} {int(within[k])}{how}: {sign} the target ({effect[k]:+.2f} a standard deviation)"
+        caption = f"{read.layer}, {what} {int(within[k])}{how}: {speaks} the target ({effect[k]:+.2f} a standard deviation)"
         strips.append(_strip(examples, seen[:, k], caption))
     return chart, strips, f"The Δnn reads {int((effect != 0).sum()):,} numbers from hidden layers for this target."
 
