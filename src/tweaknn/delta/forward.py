@@ -42,8 +42,8 @@ def channels_first(x: Tensor, channel_axis: int) -> Tensor:
 
 
 def everything(x: Tensor) -> Tensor:
-    """Every neuron: ``(n, *shape) -> (n, size)`` float32."""
-    return x.flatten(1).float()
+    """Every neuron: ``(n, *shape) -> (n, size)`` float32; one logit an example may come without an axis of its own."""
+    return x.float().unsqueeze(1) if x.ndim == 1 else x.flatten(1).float()
 
 
 def total(x: Tensor, axes: list[int], sides: Sequence[int]) -> Tensor:
