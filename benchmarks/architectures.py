@@ -183,7 +183,6 @@ CASES: dict[str, Case] = {
             "repvgg_a0",
             "poolformer_s12",
             "edgenext_xx_small",
-            "coatnet_nano_rw_224",
             "lcnet_050",
             "tinynet_e",
             "mobilevit_xxs",
@@ -194,6 +193,7 @@ CASES: dict[str, Case] = {
     "timm:deit_tiny_patch16_224": _timm("deit_tiny_patch16_224", 64, img_size=64),
     "timm:mixer_s32_224": _timm("mixer_s32_224", 64, img_size=64),
     "timm:swin_tiny_patch4_window7_224": _timm("swin_tiny_patch4_window7_224", 56, img_size=56),
+    "timm:coatnet_nano_rw_224": _timm("coatnet_nano_rw_224", 64, img_size=64),
     "timm:caformer_s18": _timm("caformer_s18", 64),
     "hf:ViT": _hf(
         "ViT:ImageClassification",
