@@ -4,11 +4,12 @@
 
 Each figure is the median, over rounds, of (time with delta / time of the base), both timed in the same round by the
 thread's own CPU clock on one thread, with quartiles. Random weights: time does not depend on them. The pooled deltas
-read all 688 channels of all 19 layers (means; means and maxima) and change all ten logits; the positional one reads 40
-of the 188,416 neurons. Everything is measured twice: with the C library's allocator as it is, and told not to hand
-memory back after every layer (``MALLOC_TRIM_THRESHOLD_``, ``MALLOC_MMAP_THRESHOLD_``), as PyTorch's tuning guide does
-with jemalloc or tcmalloc: with the former, page faults cost as much as the network, and whether a small tensor lies
-behind a large one decides how many there are, which has nothing to do with the delta. *traced* is the base itself as
+read all 688 channels of all 19 layers (means; means and maxima) and change all ten logits; the positional one reads
+40 of the 188,416 neurons; the default's is built as ``tweaknn join`` builds its own (a quarter of a million
+parameters). Everything is measured twice: with the C library's allocator as it is, and told not to hand memory back
+after every layer (``MALLOC_TRIM_THRESHOLD_``, ``MALLOC_MMAP_THRESHOLD_``), as PyTorch's tuning guide does with
+jemalloc or tcmalloc: with the former, page faults cost as much as the network, and whether a small tensor lies behind
+a large one decides how many there are, which has nothing to do with the delta. *traced* is the base itself as
 torch.fx traces it, without any delta.
 """
 
@@ -34,9 +35,11 @@ from torch import fx, nn
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from networks import resnet20
 
-from tweaknn.delta import Delta, Read, synapses
+from tweaknn.delta import MLP, Delta, Read, Term, synapses
 from tweaknn.delta.bank import DeltaBank
 from tweaknn.delta.file import to_bytes
+from tweaknn.join.candidates import damped
+from tweaknn.join.reading import reading
 from tweaknn.network import Reader, fingerprint
 from tweaknn.network.clone import share
 from tweaknn.network.pooling import width
@@ -71,6 +74,18 @@ def pooled(reader: Reader, base: str, reductions: tuple[str, ...]) -> Delta:
     return Delta((synapses(reads, weight, range(10)),), torch.zeros(10), base, (3, 32, 32))
 
 
+def usual(reader: Reader, base: str, hidden: int = 126) -> Delta:
+    """What ``tweaknn join`` hands over: synapses from all means, and an MLP on means, maxima and quarters of the last maps, the
+    logits damped."""
+    reads = reading("best", reader, 1)
+    inputs = sum(int(read.index.numel()) for read in reads)
+    generator = torch.Generator().manual_seed(0)
+    w1, w2 = (torch.randn(shape, generator=generator) * 0.01 for shape in ((inputs, hidden), (hidden, 10)))
+    net = MLP((w1,), torch.zeros(hidden), w2, torch.arange(10), "relu")
+    terms = (*pooled(reader, base, ("mean",)).terms, Term(reads, net), *damped(0.2, 10))
+    return Delta(terms, torch.zeros(10), base, (3, 32, 32))
+
+
 def ratio(base: Callable[[], Any], other: Callable[[], Any], rounds: int, inner: int) -> dict[str, float]:
     """Median and quartiles of ``other / base`` over rounds."""
     times = np.empty((rounds, 2))
@@ -95,6 +110,7 @@ def latency(rounds: int, compiled: bool) -> dict[str, Any]:
     deltas = {"positional-40": positional(net, reader, base, 0), "mean": pooled(reader, base, ("mean",))}
     if not compiled:
         deltas["mean+max"] = pooled(reader, base, ("mean", "max"))
+    deltas["the default's"] = usual(reader, base)
     traced = trace(share(net), torch.randn(2, 3, 32, 32))
     forms: dict[str, nn.Module] = {} if compiled else {"traced": fx.GraphModule(traced.root, traced.graph)}
     forms |= {name: delta.attach(net) for name, delta in deltas.items()}

@@ -1,15 +1,19 @@
 """A network made for choosing settings on, so that no test split is looked at: ResNet-20 trained here on half of CIFAR-10's
 train split, shown harder JPEGs of it, as the third-party network is (docs/results/fitting.md).
 
-    python -m benchmarks.fitting.development
+    python -m benchmarks.fitting.development [--pools 2] [--json benchmarks/results/fit-development.json]
 
-Fitted on images the base has seen (their originals), chosen on and judged on images of the other half.
+Fitted on 12,500 images the base has seen (their originals), chosen on 2,500 others and judged on another 2,500, both ways; promise
+``floors`` for each of the four worst classes, at several cautions.
 """
 
 from __future__ import annotations
 
+import argparse
 import io
 import time
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +22,17 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from benchmarks.common import HERE
+from benchmarks.common import HERE, machine, write
+from benchmarks.fitting.cifar import row
+from benchmarks.fitting.evaluate import applied, worst
 from benchmarks.fitting.tables import augmented, pictures, prepared
 from benchmarks.networks import CIFAR10, resnet20
-from tweaknn import SynapticJoin
+from tweaknn import Promise, SynapticJoin
 from tweaknn.delta import Delta
 from tweaknn.inputs.augment import augmentation
+from tweaknn.join.choice import ordered
+from tweaknn.join.methods import best, of_means
+from tweaknn.join.setting import Setting
 from tweaknn.join.table import PooledTable
 
 SEEN = 20_000
@@ -98,7 +107,50 @@ def development(cache: Path = HERE / ".cache", views: int = 3) -> tuple[PooledTa
     return PooledTable(**a), PooledTable(**b), frame
 
 
+def ways(new: PooledTable, pools: int) -> Iterator[list[tuple[PooledTable, PooledTable]]]:
+    """Disjoint pools of 5,000 unseen images, each as (chosen on, judged on), both ways."""
+    order = np.random.default_rng(100).permutation(len(new.labels))
+    for k in range(pools):
+        one, other = (new.rows(np.sort(half)) for half in np.array_split(order[k * 5000 : (k + 1) * 5000], 2))
+        yield [(one, other), (other, one)]
+
+
+def cautions(pools: int, values: tuple[float, ...] = (0.0, 0.25, 0.5, 1.0), images: int = 12_500) -> list[dict[str, Any]]:
+    """What the candidates of ``best`` gain and cost at each caution."""
+    seen, new, frame = development()
+    rows = np.sort(np.random.default_rng(5).permutation(len(seen.labels))[:images])
+    train = replace(seen.rows(rows), views=seen.rows(rows).views[:1])
+    targets = worst(new.logits, new.labels, 4)
+    found: dict[tuple[float, str], list[dict[str, float]]] = {}
+    for way in ways(new, pools):
+        parts: dict[tuple[float, str, int], list[tuple[np.ndarray, np.ndarray, np.ndarray]]] = {}
+        for held, judged in way:
+            for caution in values:
+                for target in targets:
+                    setting = Setting(train, held, (target,), CIFAR10, Promise("floors"), frame, 0, caution=caution)
+                    candidates = {c.name: c for c in best(setting, of_means(setting))}
+                    candidates["handed over"] = ordered([*candidates.values()], setting)[0]
+                    for name, c in candidates.items():
+                        parts.setdefault((caution, name, target), []).append((judged.logits, applied(c.delta, judged), judged.labels))
+        for (caution, name, target), measured in parts.items():
+            found.setdefault((caution, name), []).append(row(measured, (target,)))
+    return [
+        {"caution": caution, "method": name, **{k: 100 * float(np.mean([r[k] for r in kept])) for k in kept[0]}}
+        for (caution, name), kept in found.items()
+    ]
+
+
+def main() -> None:
+    """Make the network, measure, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pools", type=int, default=2)
+    parser.add_argument("--json", type=Path, default=HERE / "results" / "fit-development.json")
+    options = parser.parse_args()
+    rows = cautions(options.pools)
+    write(options.json, {"machine": machine(), "settings": {"pools": options.pools, "quality": QUALITY, "seen": SEEN}, "rows": rows})
+    for r in sorted(rows, key=lambda r: (r["method"], r["caution"])):
+        print(f"{r['method']:12s} caution {r['caution']:4.2f} gain {r['gain']:5.1f} E {r['E']:.2f} half {r['E_half']:.2f}")
+
+
 if __name__ == "__main__":
-    for table in development()[:2]:
-        right = table.logits.argmax(1) == table.labels
-        print(len(right), table.features.shape, [round(float(right[table.labels == j].mean()), 3) for j in range(10)])
+    main()
