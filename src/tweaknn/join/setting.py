@@ -15,7 +15,7 @@ from tweaknn.join.promise import Promise
 from tweaknn.join.table import PooledTable
 
 CAUTION = 0.25
-"""Standard errors every rule is kept by beyond its letter, unless the user says otherwise (docs/results/operating.md)."""
+"""Standard errors every rule is kept by beyond its letter, unless the user says otherwise (docs/results/fitting.md)."""
 
 
 @dataclass(frozen=True, eq=False)
