@@ -1,5 +1,5 @@
-"""A network made for choosing settings on, so that no test split is looked at: ResNet-20 trained here on half of CIFAR-10's
-train split, shown harder JPEGs of it, as the third-party network is (docs/results/fitting.md).
+"""A network made for choosing settings on, so that no test split is looked at: ResNet-20 trained here on 20,000 images of
+CIFAR-10's train split, shown harder JPEGs of it, as the third-party network is (docs/results/fitting.md).
 
     python -m benchmarks.fitting.development [--pools 2] [--json benchmarks/results/fit-development.json]
 
@@ -55,7 +55,7 @@ def compressed(x: np.ndarray, quality: int = QUALITY) -> np.ndarray:
 
 
 def base(cache: Path, epochs: int = 14) -> nn.Module:
-    """ResNet-20 trained on the first :data:`SEEN` images of a fixed order, AdamW, one cycle, flips and shifts."""
+    """ResNet-20 trained on the first :data:`SEEN` images of a fixed order, SGD with momentum, one cycle, flips and shifts."""
     torch.manual_seed(0)
     model = resnet20()
     file = cache / "development-base.pt"
@@ -88,7 +88,7 @@ def base(cache: Path, epochs: int = 14) -> nn.Module:
 
 
 def development(cache: Path = HERE / ".cache", views: int = 3) -> tuple[PooledTable, PooledTable, Delta]:
-    """Tables of the seen images (12,500, with views) and of the others (15,000), and an empty delta."""
+    """Tables of all seen images (with views) and of the others (15,000), and an empty delta."""
     file = cache / "development.pt"
     if not file.exists():
         model = base(cache)

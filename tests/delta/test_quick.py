@@ -7,6 +7,8 @@ import torch
 from torch import fx, nn
 
 from tests.delta.nets import Small, delta_for, examples, network
+from tweaknn.delta import Delta, Read, synapses
+from tweaknn.delta.attach import Layered, insert
 from tweaknn.delta.quick import quicken, rectified
 from tweaknn.network import Reader
 from tweaknn.network.tracing import trace
@@ -99,17 +101,62 @@ def test_relus_write_over_what_they_alone_read():
     assert torch.equal(grad, x.grad)
 
 
-def test_a_normalisation_that_a_delta_or_a_hook_reads_is_left_as_it_is():
+def test_a_normalisation_that_a_hook_reads_is_left_as_it_is():
     torch.manual_seed(0)
     net, x = Residual().eval(), torch.randn(4, 3, 8, 8)
     nn.init.normal_(net.bn.bias)
     reader = Reader(net, x)
-    assert "bn" not in [layer.name for layer in reader.layers] or reader
     tweaked = delta_for(net, reader).attach(net)
-    kept = []
+    kept: list[torch.Tensor] = []
     tweaked.net.get_submodule("bn").register_forward_hook(lambda module, given, out: kept.append(out))
     with torch.inference_mode():
         tweaked(x)
         expected = net.bn(net.conv(x))
     assert float(expected.min()) < 0
     assert torch.equal(kept[0], expected)
+
+
+def test_a_normalisation_that_a_delta_reads_outlives_the_relu_behind_it():
+    torch.manual_seed(0)
+    net, x = Residual().eval(), torch.randn(4, 3, 8, 8)
+    nn.init.normal_(net.bn.bias)
+    shape = (4, 8, 8)
+    read = Read("bn", "mean", shape, 0, torch.arange(4))
+    traced = trace(net, x)
+    graph = fx.Graph()
+    mapping: dict[fx.Node, fx.Node] = {}
+    graph.output(graph.graph_copy(traced.graph, mapping))
+    source = next(node for node in graph.nodes if node.target == "bn")
+    source.meta["tweaknn"] = "bn"
+    module = Layered(net, graph)
+    quicken(module)
+    weight = torch.randn(4, 3)
+    delta = Delta((synapses([read], weight, range(3)),), torch.zeros(3), "0" * 64, (3, 8, 8))
+    insert(delta, module, torch.device("cpu"))
+    with torch.inference_mode():
+        expected = net(x) + net.bn(net.conv(x)).mean((2, 3)) @ weight
+        torch.testing.assert_close(module(x), expected, rtol=1e-5, atol=1e-5)
+
+
+class Before(nn.Module):
+    """A block of normalisation, ReLU, convolution beside its input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bn, self.conv, self.linear = nn.BatchNorm2d(3), nn.Conv2d(3, 3, 3, padding=1), nn.Linear(3, 2)
+
+    def forward(self, x):
+        x = x * 2
+        return self.linear((x + self.conv(torch.relu(self.bn(x)))).mean((2, 3)))
+
+
+def test_a_normalisation_replaced_by_an_identity_is_not_written_over():
+    torch.manual_seed(0)
+    net, x = Before().eval(), torch.randn(4, 3, 8, 8)
+    module = fx.GraphModule(net, trace(net, x).graph)
+    quicken(module)
+    module.bn = nn.Identity()
+    with torch.inference_mode():
+        y = x * 2
+        expected = net.linear((y + net.conv(torch.relu(y))).mean((2, 3)))
+        assert torch.equal(module(x), expected)

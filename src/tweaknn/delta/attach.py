@@ -18,7 +18,7 @@ from tweaknn.errors import DeltaError, ModelError
 from tweaknn.network.clone import share, unwrap
 from tweaknn.network.fingerprint import fingerprint
 from tweaknn.network.modes import call, placement
-from tweaknn.network.tracing import CannotTrace, trace
+from tweaknn.network.tracing import CannotTrace, Trace, trace
 
 
 def attach(delta: Delta, model: nn.Module, *, check: bool = True, example_x: Any = None) -> Tweaked:
@@ -131,25 +131,34 @@ def _one(delta: Delta, net: nn.Module, root: nn.Module, device: torch.device, ex
         raise ModelError(
             f"The delta names layers as torch.fx does, which cannot follow this network: {reason}."
         ) from None
-    graph = fx.Graph()
-    mapping: dict[fx.Node, fx.Node] = {}
-    graph.output(graph.graph_copy(traced.graph, mapping))
-    module = Layered(traced.root, graph)
-    nodes = {name: mapping[node] for name, node in traced.nodes.items()}
-    # names are kept in the nodes: they survive deep copies, and a delta on top finds them again
-    for name, node in nodes.items():
-        node.meta["tweaknn"] = name
-    quicken(module)
-    return insert(delta, module, device)
+    return insert(delta, layered(traced), device)
 
 
 class Layered(fx.GraphModule):
     """A traced network with deltas in its graph."""
 
+    @property
+    def layers(self) -> dict[str, fx.Node]:
+        """The nodes of its layers, by name."""
+        return {node.meta["tweaknn"]: node for node in self.graph.nodes if "tweaknn" in node.meta}
+
+
+def layered(traced: Trace) -> Layered:
+    """A copy of a traced network's graph, ready for deltas."""
+    graph = fx.Graph()
+    mapping: dict[fx.Node, fx.Node] = {}
+    graph.output(graph.graph_copy(traced.graph, mapping))
+    # names are kept in the nodes: they survive deep copies, and a delta on top finds them again
+    for name, node in traced.nodes.items():
+        mapping[node].meta["tweaknn"] = name
+    module = Layered(traced.root, graph)
+    quicken(module)
+    return module
+
 
 def insert(delta: Delta, module: Layered, device: torch.device) -> Layered:
     """Put a delta into the graph of a traced network: reads behind the layers, the change before the output."""
-    nodes = {node.meta["tweaknn"]: node for node in module.graph.nodes if "tweaknn" in node.meta}
+    nodes = module.layers
     output = next(node for node in module.graph.nodes if node.op == "output")
     logits = logits_node(output.args[0], delta.head)
     made = plan(delta)
@@ -213,4 +222,4 @@ def logits_node(result: Any, head: int | str | None) -> fx.Node:
     return value
 
 
-__all__ = ["Tweaked", "attach", "call", "check_base", "example_input", "insert", "logits_node"]
+__all__ = ["Tweaked", "attach", "call", "check_base", "example_input", "insert", "layered", "logits_node"]

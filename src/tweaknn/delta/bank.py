@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from tweaknn.delta.attach import Tweaked, attach, check_base, example_input, logits_node
+from tweaknn.delta.attach import Tweaked, attach, check_base, example_input, layered, logits_node
 from tweaknn.delta.forward import REDUCTIONS, reading
 from tweaknn.delta.heads import Linear
 from tweaknn.delta.plan import Primitive, plan
-from tweaknn.delta.quick import quicken, reuse
+from tweaknn.delta.quick import reuse
 from tweaknn.delta.value import LOGITS, Delta
 from tweaknn.errors import InputError, ModelError
 from tweaknn.network.clone import share, unwrap
@@ -320,14 +320,8 @@ class Tables(nn.Module):
             table[slot].copy_(torch.from_numpy(values))
 
     def _graph(self, traced: Trace, head: int | str | None) -> fx.GraphModule:
-        graph = fx.Graph()
-        mapping: dict[fx.Node, fx.Node] = {}
-        graph.output(graph.graph_copy(traced.graph, mapping))
-        for name, node in traced.nodes.items():
-            mapping[node].meta["tweaknn"] = name
-        module = fx.GraphModule(traced.root, graph)
-        quicken(module)
-        nodes = {node.meta["tweaknn"]: node for node in graph.nodes if "tweaknn" in node.meta}
+        module = layered(traced)
+        graph, nodes = module.graph, module.layers
         for name in ("address", "weight", "column", "bias"):
             module.register_buffer(f"_tweaknn_{name}", getattr(self, name))
         last = [node for node in graph.nodes if node.op == "placeholder"][-1]

@@ -63,10 +63,11 @@ def rectified(x: Tensor, relu: nn.Module | None, maker: nn.Module | None, alone:
     """
     if relu is not None and (type(relu) is not nn.ReLU or relu._forward_hooks or relu._forward_pre_hooks):
         return relu(x)
-    seen = type(x) is not Tensor or x.requires_grad or (maker is not None and maker._forward_hooks)
-    if not alone or seen or torch.compiler.is_compiling():
-        return F.relu(x)
-    return x.relu_()
+    # a normalisation that was replaced (by an identity, say) may have handed back its own input, a hook may keep its output
+    fresh = maker is None or not _own_call(maker, nn.BatchNorm2d)
+    if alone and fresh and type(x) is Tensor and not x.requires_grad and not torch.compiler.is_compiling():
+        return x.relu_()
+    return F.relu(x)
 
 
 def _function(module: nn.Module) -> Callable[[Any, Tensor], Tensor] | None:
@@ -138,7 +139,7 @@ def _rectify(module: fx.GraphModule, node: fx.Node) -> None:
     else:
         fits = node.target in (F.relu, torch.relu, "relu") and not node.kwargs.get("inplace")
     # only what makes a tensor of its own may be written over; a view or an in-place operation may not
-    if not fits or source.target not in (normalisation, operator.add, torch.add):
+    if not fits or source.target not in (normalisation, operator.add, torch.add) or "out" in source.kwargs:
         return
     graph = module.graph
     with graph.inserting_before(node):

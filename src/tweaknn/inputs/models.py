@@ -80,7 +80,7 @@ def usable_device(device: str | torch.device) -> torch.device:
     try:
         where = torch.device(device)
         torch.zeros(1, device=where).cpu()  # what only pretends to hold numbers (meta) is no device to compute on
-    except (RuntimeError, AssertionError) as problem:  # NotImplementedError is a RuntimeError
+    except (RuntimeError, AssertionError) as problem:
         first = (str(problem).splitlines() or ["unknown"])[0]
         raise ModelError(f"device '{device}' cannot be used here: {first}") from problem
     return where

@@ -138,19 +138,18 @@ def fitted(
 
     strengths = sorted(grid, reverse=True)
     tried: dict[tuple[float, float], float] = {}
-    for damping in dampings:
+    for damping in dampings if len(strengths) * len(dampings) > 1 else ():
         problem.restart(damping * offsets)
-        if len(strengths) == 1 and len(dampings) == 1:
-            tried[damping, strengths[0]] = 0.0
-            continue
+        least = np.inf
         for l2 in strengths:
             tried[damping, l2] = loss(l2, damping)
-            if tried[damping, l2] > min(v for (d, _), v in tried.items() if d == damping) + _WORSE:
+            least = min(least, tried[damping, l2])
+            if tried[damping, l2] > least + _WORSE:
                 break  # the loss along the path is as good as convex: weaker penalties are worse still
         if further and len(strengths) > 1 and min(tried, key=tried.__getitem__) == (damping, strengths[-1]):
             tried[damping, strengths[-1] / 10] = loss(strengths[-1] / 10, damping)
-    damping, strength = min(tried, key=tried.__getitem__)
-    if damping != dampings[-1]:
+    damping, strength = min(tried, key=tried.__getitem__) if tried else (dampings[0], strengths[0])
+    if not tried or damping != dampings[-1]:
         problem.restart(damping * offsets)
     best = problem.solve(strength, warm=True)
     logits = best.logits(features, np.float32(damping) * held.logits)
