@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import fx, nn
 
 from tests.delta.nets import Small, delta_for, examples, network
 from tweaknn.delta import Delta, Read, synapses
-from tweaknn.delta.attach import Layered, insert
+from tweaknn.delta.attach import insert, layered
 from tweaknn.delta.quick import quicken, rectified
 from tweaknn.network import Reader
 from tweaknn.network.tracing import trace
@@ -123,13 +125,8 @@ def test_a_normalisation_that_a_delta_reads_outlives_the_relu_behind_it():
     shape = (4, 8, 8)
     read = Read("bn", "mean", shape, 0, torch.arange(4))
     traced = trace(net, x)
-    graph = fx.Graph()
-    mapping: dict[fx.Node, fx.Node] = {}
-    graph.output(graph.graph_copy(traced.graph, mapping))
-    source = next(node for node in graph.nodes if node.target == "bn")
-    source.meta["tweaknn"] = "bn"
-    module = Layered(net, graph)
-    quicken(module)
+    node = next(node for node in traced.graph.nodes if node.target == "bn")
+    module = layered(replace(traced, nodes={"bn": node}))
     weight = torch.randn(4, 3)
     delta = Delta((synapses([read], weight, range(3)),), torch.zeros(3), "0" * 64, (3, 8, 8))
     insert(delta, module, torch.device("cpu"))
