@@ -16,7 +16,7 @@ from tweaknn.errors import InputError
 from tweaknn.fit.aan import PRESETS
 from tweaknn.join import reading as reading_module
 from tweaknn.join.aans import AANChoice, aan
-from tweaknn.join.candidates import affordable, best_linear, depth, fitted, strength
+from tweaknn.join.candidates import DAMPINGS, L2_GRID, affordable, best_linear, depth, fitted, strength
 from tweaknn.join.methods import table_candidates
 from tweaknn.join.reading import VIEWS, Views, reading, views_of
 from tweaknn.join.setting import Setting
@@ -179,6 +179,20 @@ def test_a_base_that_is_too_sure_is_damped():
     np.testing.assert_allclose(free.logits, expected, rtol=1e-4, atol=1e-3)
     own = free.delta.terms[1].head.weight.numpy()
     np.testing.assert_allclose(own, (free.notes["damping"] - 1) * np.eye(6), atol=1e-7)
+
+
+@pytest.mark.parametrize("much", [0.0, 3.0, 12.0])
+def test_damping_and_penalty_are_the_best_of_all_on_validation(much):
+    setting = overconfident(made_up(n=1500), much)
+    columns = np.arange(50)
+    every = {
+        (damping, l2): fitted(setting, "fit", columns, [l2], dampings=(damping,)).notes["log_loss"]
+        for damping in DAMPINGS
+        for l2 in L2_GRID
+    }
+    chosen = fitted(setting, "fit", columns)
+    assert chosen.notes["log_loss"] <= min(every.values()) + 1e-3
+    assert max(every.values()) > min(every.values()) + 0.02
 
 
 def test_a_matrix_of_many_classes_is_not_worth_damping():
