@@ -108,14 +108,21 @@ def _hf(kind: str, **settings: Any) -> Case:
     return make, example, None
 
 
-_TEXT = {
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 32,
-    "vocab_size": 100,
-    "max_position_embeddings": 32,
+SMALL: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+"""A transformer of Hugging Face's as small as they come."""
+
+SOUND: dict[str, Any] = SMALL | {
+    "conv_dim": (8, 8),
+    "conv_stride": (5, 4),
+    "conv_kernel": (10, 4),
+    "num_feat_extract_layers": 2,
+    "num_conv_pos_embeddings": 8,
+    "num_conv_pos_embedding_groups": 2,
+    "classifier_proj_size": 8,
 }
+"""The same for sounds."""
+
+_TEXT = SMALL | {"vocab_size": 100, "max_position_embeddings": 32}
 
 CASES: dict[str, Case] = {
     "mlp": (Mlp, lambda: torch.randn(6, 9), None),
@@ -174,15 +181,7 @@ CASES: dict[str, Case] = {
     "timm:swin_tiny_patch4_window7_224": _timm("swin_tiny_patch4_window7_224", 56, img_size=56),
     "timm:coatnet_nano_rw_224": _timm("coatnet_nano_rw_224", 64, img_size=64),
     "timm:caformer_s18": _timm("caformer_s18", 64),
-    "hf:ViT": _hf(
-        "ViT:ImageClassification",
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=32,
-        image_size=32,
-        patch_size=8,
-    ),
+    "hf:ViT": _hf("ViT:ImageClassification", **SMALL, image_size=32, patch_size=8),
     "hf:ResNet": _hf(
         "ResNet:ImageClassification",
         embedding_size=8,
@@ -207,27 +206,6 @@ CASES: dict[str, Case] = {
     ),
     "hf:Electra": _hf("Electra:SequenceClassification", embedding_size=16, **_TEXT),
     "hf:Albert": _hf("Albert:SequenceClassification", embedding_size=16, **_TEXT),
-    "hf:Deit": _hf(
-        "DeiT:ImageClassification",
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=32,
-        image_size=32,
-        patch_size=8,
-    ),
-    "hf:Wav2Vec2": _hf(
-        "Wav2Vec2:SequenceClassification",
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=32,
-        conv_dim=(8, 8),
-        conv_stride=(5, 4),
-        conv_kernel=(10, 4),
-        num_feat_extract_layers=2,
-        num_conv_pos_embeddings=8,
-        num_conv_pos_embedding_groups=2,
-        classifier_proj_size=8,
-    ),
+    "hf:Deit": _hf("DeiT:ImageClassification", **SMALL, image_size=32, patch_size=8),
+    "hf:Wav2Vec2": _hf("Wav2Vec2:SequenceClassification", **SOUND),
 }

@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 
+from benchmarks.architecture_list import SOUND
 from tweaknn.cli.app import run
 from tweaknn.delta import Delta
 from tweaknn.inputs import load_model
@@ -77,20 +78,7 @@ def folder(tmp_path_factory):
         id2label={0: "warm", 1: "cold", 2: "wet"},
     )
     transformers.BertForSequenceClassification(config).save_pretrained(here / "texts")
-    small = transformers.Wav2Vec2Config(
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=32,
-        conv_dim=(8, 8),
-        conv_stride=(5, 4),
-        conv_kernel=(10, 4),
-        num_feat_extract_layers=2,
-        num_conv_pos_embeddings=8,
-        num_conv_pos_embedding_groups=2,
-        classifier_proj_size=8,
-        id2label={0: "low", 1: "high"},
-    )
+    small = transformers.Wav2Vec2Config(**{**SOUND, "num_hidden_layers": 1}, id2label={0: "low", 1: "high"})
     transformers.Wav2Vec2ForSequenceClassification(small).save_pretrained(here / "sounds")
     transformers.Wav2Vec2FeatureExtractor().save_pretrained(here / "sounds")
     return here
