@@ -15,9 +15,10 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from tests.theta.networks import Residual, batches, labelled, network, values
-from tweaknn.errors import DataError, InputError, ModelError
+from tweaknn.errors import DataError, InputError, ModelError, TableError
 from tweaknn.network.pooling import pool
 from tweaknn.network.reader import Reader
+from tweaknn.theta import stream
 from tweaknn.theta.blocks import plan
 from tweaknn.theta.holding import keepable
 from tweaknn.theta.observe import observe
@@ -192,6 +193,34 @@ def test_plan_uses_the_fewest_passes_and_covers_every_neuron_once():
         assert sorted(cells) == [(k, i) for k, s in enumerate(sizes) for i in range(s)]
     with pytest.raises(InputError, match="too small"):
         plan([10], 1000, memory=100)
+
+
+@pytest.mark.parametrize("room", [0, 1 << 20])
+def test_later_passes_fold_the_same_bits_layer_by_layer_and_together(room, monkeypatch):
+    model, x, y = network("fx")
+    reader = Reader(model, x[:2])
+    once = whole(observe(reader, batches(x, y, 32), range(4)))
+    monkeypatch.setattr(stream, "MICRO_BYTES", room)
+    monkeypatch.setattr(stream, "HELD_BYTES", room)
+    known = []
+    run_known = stream.Stream.run_known
+    monkeypatch.setattr(stream.Stream, "run_known", lambda self, *a: (known.append(self.together), run_known(self, *a)))
+    found = observe(reader, batches(x, y, 32), range(4), memory=8_000)
+    assert known and all((k == 1) == (room == 0) for k in known)
+    same(whole(found), once)
+
+
+def test_a_damaged_pass_is_refused_when_a_run_goes_on(tmp_path):
+    model, x, y = network("fx")
+    reader, options = Reader(model, x[:2]), {"memory": 8_000, "resume": tmp_path / "run"}
+    whole_run = whole(observe(reader, batches(x, y, 32), range(4), **options))
+    same(whole(observe(reader, batches(x, y, 32), range(4), **options)), whole_run)
+    stored = tmp_path / "run" / "pass1.npz"
+    good = stored.read_bytes()
+    for damage in (good[: len(good) // 2], b"", bytes([*good[: len(good) // 2], good[len(good) // 2] ^ 4, *good[len(good) // 2 + 1 :]])):
+        stored.write_bytes(damage)
+        with pytest.raises(TableError, match="pass1.npz is damaged"):
+            observe(reader, batches(x, y, 32), range(4), **options)
 
 
 KILLED = """

@@ -11,6 +11,9 @@ from tweaknn.network.reader import Reader
 
 BLOCK = 1 << 16
 """Most neurons of a block: small enough to share the work among threads and devices."""
+SMALL, SHARES = 1 << 12, 8
+"""A pass has at least so many blocks unless they would be smaller than ``SMALL``; never a matter of the machine, whose number of threads
+may change between a run and its resuming."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,7 @@ def plan(
     count = -(-total // room)
     # Equal passes: the same number of them, but smaller statistics, and earlier passes stop earlier.
     quota = -(-total // count)
+    block = max(min(block, SMALL), min(block, -(-quota // SHARES)))  # enough of them for threads to share evenly
     passes: list[list[Block]] = [[]]
     left = quota
     for layer in reversed(range(len(sizes))):

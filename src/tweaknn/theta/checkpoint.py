@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -83,9 +84,9 @@ class Checkpoint:
         arrays = {**arrays, "done": np.int64(done)}
         write_whole(self.folder / f"{name}.npz", lambda f: np.savez(f, **arrays), self.durable)
 
-    def blocks(self, name: str, targets: np.ndarray, form: str) -> Spooled:
-        """The blocks of a finished state, each read when it is asked for."""
-        return Spooled(self.folder / f"{name}.npz", targets, form)
+    def blocks(self, name: str, targets: np.ndarray, form: str, check: bool = True) -> Spooled:
+        """The blocks of a finished state, each read when it is asked for; ``check``: its checksums first."""
+        return Spooled(self.folder / f"{name}.npz", targets, form, check)
 
     def load(self, name: str) -> tuple[dict[str, np.ndarray], int] | None:
         """The state called ``name``, or None. Raises TableError when the file is damaged."""
@@ -149,19 +150,46 @@ def _block(arrays: Mapping[str, np.ndarray], b: int, targets: np.ndarray, form: 
 
 
 class Spooled(Sequence[State]):
-    """States of a finished pass on disk, so that only one block at a time takes memory."""
+    """States of a finished pass on disk: mapped, not read, so that a block costs what is looked at of it.
 
-    def __init__(self, path: Path, targets: np.ndarray, form: str) -> None:
+    Raises:
+        TableError: the file is damaged; every checksum is looked at once where ``check``.
+    """
+
+    def __init__(self, path: Path, targets: np.ndarray, form: str, check: bool = True) -> None:
         self.path, self.targets, self.form = path, targets, form
-        with np.load(path, allow_pickle=False) as stored:
-            self.size = int(stored["blocks"])
+        try:
+            with zipfile.ZipFile(path) as stored:
+                if check and stored.testzip() is not None:
+                    raise zipfile.BadZipFile
+                self.members = {m.filename.removesuffix(".npy"): m for m in stored.infolist()}
+            self.size = int(_mapped(path, self.members["blocks"]))
+        except Exception as error:
+            raise TableError(f"{path} is damaged ({type(error).__name__}); delete it to start again.") from None
 
     def __len__(self) -> int:
         return self.size
 
     def __getitem__(self, b: Any) -> Any:
-        with np.load(self.path, allow_pickle=False) as stored:
-            return _block(stored, int(b), self.targets, self.form)
+        wanted = [name for name in self.members if name.startswith(f"{int(b)}.")]
+        return _block({n: _mapped(self.path, self.members[n]) for n in wanted}, int(b), self.targets, self.form)
+
+
+def _mapped(path: Path, member: zipfile.ZipInfo) -> np.ndarray:
+    """An array that :func:`numpy.savez` stored, mapped from its file; what is written to it stays in memory."""
+    with path.open("rb") as stream:
+        stream.seek(member.header_offset + 26)
+        name, extra = np.frombuffer(stream.read(4), "<u2")
+        stream.seek(member.header_offset + 30 + int(name) + int(extra))
+        version = np.lib.format.read_magic(stream)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, fortran, dtype = read(stream)
+        if dtype.hasobject:
+            raise TableError(f"{path} holds objects.")
+        if 0 in shape:
+            return np.empty(shape, dtype)
+        order = "F" if fortran else "C"
+        return np.asarray(np.memmap(path, dtype, "c", stream.tell(), shape or (1,), order)).reshape(shape)
 
 
 class Chained(Sequence[State]):

@@ -229,7 +229,7 @@ class _Run:
         if several or self.durable:
             self.checkpoint.save(name, pack(states), self.examples)
             self.checkpoint.forget("current")
-            return self.checkpoint.blocks(name, targets, self.settings.form)
+            return self.checkpoint.blocks(name, targets, self.settings.form, check=False)
         return states
 
     def _load_logits(self) -> None:

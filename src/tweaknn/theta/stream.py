@@ -139,16 +139,21 @@ class Stream:
         self._settle(waiting)
         return np.concatenate(found) if found else np.zeros((0, 0), np.float32)
 
-    def _read(self, x: Any, labels: np.ndarray, first: int, slot: int) -> _Waiting:
-        """Run a micro-batch, its neurons kept until :meth:`_settle`."""
+    def _read(self, x: Any, labels: np.ndarray, first: int, slot: int, known: np.ndarray | None = None) -> _Waiting:
+        """Run a micro-batch, its neurons kept until :meth:`_settle`; no further than needed where its logits are known."""
         held: dict[int, Tensor] = {}
 
         def sink(k: int, activation: Tensor) -> None:
             if k in self.by_layer:
                 held[k] = self._take(k, activation, slot=slot)
+            if known is not None and k == self.last:
+                raise Stop
 
-        logits = as_logits(self.reader(x, sink))
-        return _Waiting(held, logits, labels, first)
+        if known is None:
+            return _Waiting(held, as_logits(self.reader(x, sink)), labels, first)
+        with suppress(Stop):
+            self.reader(x, sink)
+        return _Waiting(held, known, labels, first)
 
     def _settle(self, waiting: Sequence[_Waiting]) -> None:
         """Fold micro-batches, now that their logits exist."""
@@ -166,10 +171,18 @@ class Stream:
             folder.note(relations, len(labels))
 
     def run_known(self, x: Any, y: Tensor, logits: np.ndarray, first: int = 0) -> None:
-        """Observe a batch whose logits are known: each layer is folded as it appears, the network left at the last."""
+        """Observe a batch whose logits are known: the network is left at the last layer that is needed, and each layer is folded as it
+        appears unless micro-batches wait together."""
         labels = as_labels(y, first)
+        waiting: list[_Waiting] = []
         for part, a, length in _parts(x, self.settings.micro):
             rows = slice(a, a + length)
+            if self.together > 1:
+                waiting.append(self._read(part, labels[rows], first + a, len(waiting), logits[rows]))
+                if len(waiting) == self.together:
+                    self._settle(waiting)
+                    waiting.clear()
+                continue
             relations = _relations(logits[rows], labels[rows], self._targets, self.settings.form, first + a)
 
             def sink(k: int, activation: Tensor, relations: Relations = relations) -> None:
@@ -183,6 +196,7 @@ class Stream:
                 self.reader(part, sink)
             for folder in self._order:
                 folder.note(relations, length)
+        self._settle(waiting)
 
     def _fold_all(self, folders: Sequence[Folder], values: dict[int, Any], relations: Relations) -> None:
         def one(folder: Folder) -> None:
