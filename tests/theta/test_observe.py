@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -25,6 +26,7 @@ from tweaknn.theta.observe import observe
 from tweaknn.theta.reference import algorithm_1
 from tweaknn.theta.statistics import theta_all
 from tweaknn.theta.synapses import stack
+from tweaknn.theta.team import together
 
 FIELDS = ("threshold", "count", "sign", "unbounded", "mistakes")
 
@@ -68,6 +70,26 @@ def test_in_place_operations_are_seen_through():
     for k, (reference, copy) in held.items():
         if keepable(reader)[k]:
             assert torch.equal(reference, copy)
+
+
+def test_what_is_only_added_to_something_else_is_kept_by_reference():
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(6, 6), nn.Linear(6, 6)
+            self.norm, self.head = nn.BatchNorm1d(6), nn.Linear(6, 3)
+
+        def forward(self, x):
+            first = torch.relu(self.a(x))
+            return self.head(torch.relu(self.norm(self.b(first)) + first))
+
+    torch.manual_seed(0)
+    model, x = Block().eval(), torch.randn(8, 6)
+    reader = Reader(model, x)
+    assert keepable(reader) == [True, True]  # the sum is written over its first term, which nobody observes
+    held = {}
+    reader(x, lambda k, a: held.setdefault(k, (a, a.clone())))
+    assert all(torch.equal(reference, copy) for reference, copy in held.values())
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "densenet121", "googlenet", "convnext_tiny"])
@@ -132,6 +154,29 @@ def test_threads_do_not_change_the_bits():
     reader = Reader(model, x[:2])
     same(whole(observe(reader, batches(x, y, 32), range(4), threads=3)),
          whole(observe(reader, batches(x, y, 32), range(4), threads=1)))  # fmt: skip
+
+
+def test_torchs_own_threads_share_work_and_hand_back_what_went_wrong():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        who = []
+        if not together(lambda: who.append(threading.get_ident()), 2):
+            pytest.skip("torch runs on another OpenMP runtime here")
+        assert len(set(who)) == 2
+        assert together(lambda: torch.ones(1000).sum(), 2)
+        assert torch.ones(100_000).sum() == 100_000
+
+        def fails():
+            raise ValueError("lost")
+
+        with pytest.raises(ValueError, match="lost"):
+            together(fails, 2)
+        assert not together(lambda: who.append(0), 1)
+        assert not together(lambda: who.append(0), 3)
+        assert 0 not in who
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_best_is_the_sorted_whole():
@@ -206,7 +251,8 @@ def test_later_passes_fold_the_same_bits_layer_by_layer_and_together(room, monke
     run_known = stream.Stream.run_known
     monkeypatch.setattr(stream.Stream, "run_known", lambda self, *a: (known.append(self.together), run_known(self, *a)))
     found = observe(reader, batches(x, y, 32), range(4), memory=8_000)
-    assert known and all((k == 1) == (room == 0) for k in known)
+    assert known
+    assert all((k == 1) == (room == 0) for k in known)
     same(whole(found), once)
 
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from tweaknn.errors import DataError, InputError, ModelError
+from tweaknn.theta import kernels
 from tweaknn.theta.reference import algorithm_1
 from tweaknn.theta.state import start
 from tweaknn.theta.statistics import finish, merge, theta_all, update
@@ -233,3 +234,16 @@ def test_bad_arguments():
         theta_all(V > 0, C, labels)
     with pytest.raises(InputError, match="eps2"):
         theta_all(V, C, labels, eps2=1.0)
+
+
+@pytest.mark.parametrize("rows", range(1, 10))
+def test_one_class_folds_four_examples_at_a_time_like_one_at_a_time(rows):
+    rng = np.random.default_rng(rows)
+    V = rng.normal(size=(12, 5003)).astype(np.float32)
+    V[3, 70] = np.nan
+    used = np.sort(rng.choice(12, rows, replace=False)).astype(np.int32)
+    inverse, peak = rng.random((rows, 1), dtype=np.float32), rng.random((1, 4990), dtype=np.float32)
+    want = np.maximum.reduce([peak[0], *(abs(V[k, 5:4995]) * g for k, g in zip(used, inverse[:, 0]))])  # keeps NaN, as it must
+    kernels.fold_plain(V, 5, used, inverse, peak)
+    np.testing.assert_array_equal(peak[0], want)
+    assert np.isnan(peak).any() == (3 in used)

@@ -188,8 +188,8 @@ def _mapped(path: Path, member: zipfile.ZipInfo) -> np.ndarray:
             raise TableError(f"{path} holds objects.")
         if 0 in shape:
             return np.empty(shape, dtype)
-        order = "F" if fortran else "C"
-        return np.asarray(np.memmap(path, dtype, "c", stream.tell(), shape or (1,), order)).reshape(shape)
+        mapped = np.memmap(path, dtype, "c", stream.tell(), shape or (1,), "F" if fortran else "C")
+        return np.asarray(mapped).reshape(shape)
 
 
 class Chained(Sequence[State]):

@@ -37,7 +37,7 @@ _FRESH_MODULES = (
 _FRESH_FUNCTIONS = frozenset(
     (
         "add sub mul truediv matmul mean sum amax relu relu6 gelu silu sigmoid tanh hardswish hardsigmoid cat softmax "
-        "linear conv1d conv2d conv3d batch_norm layer_norm avg_pool2d scaled_dot_product_attention"
+        "linear conv1d conv2d conv3d batch_norm layer_norm avg_pool2d pad scaled_dot_product_attention"
     ).split()
 )
 _ALIASES = frozenset(
@@ -75,6 +75,8 @@ def _untouched(node: fx.Node, tap: fx.Node, modules: dict[str, nn.Module]) -> bo
         for user in current.users:
             if user is tap or user in seen or order[user] <= order[node] or user.op == "output":
                 continue
+            if user.target is operator.iadd and user.args[0] is not current:
+                continue  # added to something else
             kind = _effect(user, modules)
             if kind == "writes":
                 return False

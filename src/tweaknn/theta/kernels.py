@@ -21,13 +21,40 @@ _FLOAT_MAX = np.float64(np.finfo(np.float32).max)
 STRIP = 4 * tiles.WIDTH
 """Neurons for which all classes are done before the next: a micro-batch's strip stays in the first-level cache."""
 
-LONG = 16384
-"""Neurons whose maxima stay in the second-level cache while the rows of a micro-batch pass by: long runs of memory, as a
-core reads short ones, one here and one there, several times more slowly."""
+LONG = 2048
+"""Neurons whose maxima stay in the first-level cache while the rows of a micro-batch pass by, and runs of memory that are still long:
+a core reads short ones, one here and one there, several times more slowly."""
 
 _W, _U = tiles.WIDTH, tiles.CLASSES
 _s1, _s2 = tiles.SIGNED[1], tiles.SIGNED[2]
 _p1, _p2, _p3, _p4, _p5 = (tiles.PLAIN[u] for u in range(1, 6))
+
+
+@jit
+def _fold_one(values, offset, used, inverse, peak):  # type: ignore[no-untyped-def]
+    """One class: four examples at a time, so that the maxima are loaded and stored once for all of them."""
+    n = len(used)
+    for a in range(0, len(peak), LONG):
+        some = peak[a : a + LONG]
+        b, e = offset + a, offset + a + len(some)
+        for k in range(0, n - n % 4, 4):
+            x0, x1, x2, x3 = values[used[k], b:e], values[used[k + 1], b:e], values[used[k + 2], b:e], values[used[k + 3], b:e]
+            g0, g1, g2, g3 = inverse[k, 0], inverse[k + 1, 0], inverse[k + 2, 0], inverse[k + 3, 0]
+            for t in range(len(some)):
+                top = some[t]
+                r = abs(x0[t]) * g0
+                top = top if r <= top or top != top else r  # a NaN stays
+                r = abs(x1[t]) * g1
+                top = top if r <= top or top != top else r
+                r = abs(x2[t]) * g2
+                top = top if r <= top or top != top else r
+                r = abs(x3[t]) * g3
+                some[t] = top if r <= top or top != top else r
+        for k in range(n - n % 4, n):
+            x, g = values[used[k], b:e], inverse[k, 0]
+            for t in range(len(some)):
+                r, top = abs(x[t]) * g, some[t]
+                some[t] = top if r <= top or top != top else r
 
 
 @jit
@@ -39,15 +66,7 @@ def fold_plain(values, offset, used, inverse, peak):  # type: ignore[no-untyped-
     g, gs, p, ps = inverse.ctypes.data, inverse.strides[0], peak.ctypes.data, peak.strides[0]
     whole = v - v % _W
     if c == 1:
-        for a in range(0, v, LONG):
-            some = peak[0, a : a + LONG]
-            for k in range(n):
-                xs, factor = values[used[k], offset + a : offset + a + len(some)], inverse[k, 0]
-                if factor == 0:
-                    continue
-                for t in range(len(some)):
-                    r, before = abs(xs[t]) * factor, some[t]
-                    some[t] = before if r <= before or before != before else r
+        _fold_one(values, offset, used, inverse, peak[0])
         return
     for a in range(0, whole, STRIP):
         b = min(a + STRIP, whole)
@@ -351,14 +370,3 @@ def lean(values, offset, own, own_target, total):  # type: ignore[no-untyped-def
         k, row = own[e], own_target[e]
         for i in range(v):
             total[row, i] += np.int64(np.float64(values[k, offset + i]) * 16777216.0)
-
-
-@numba.njit(nogil=True, cache=True, error_model="numpy", fastmath={"reassoc"})
-def means(maps, out):  # type: ignore[no-untyped-def]
-    """out[i] = mean of maps[i]: maps is (n * channels, positions) float32."""
-    m = maps.shape[1]
-    for i in range(maps.shape[0]):
-        total = np.float32(0)
-        for k in range(m):
-            total += maps[i, k]
-        out[i] = total / np.float32(m)

@@ -18,10 +18,10 @@ from tweaknn.network.layers import Layer
 from tweaknn.network.modes import batch_size
 from tweaknn.network.pooling import pool, width
 from tweaknn.network.reader import Reader
-from tweaknn.theta import kernels
 from tweaknn.theta.blocks import Block
 from tweaknn.theta.holding import keepable
 from tweaknn.theta.relations import Relations, relate
+from tweaknn.theta.team import together
 
 MICRO_BYTES = 48 << 20
 """Activations of a micro-batch until the logits exist. Half as much would stay in the last-level cache, but convolutions of 32
@@ -213,6 +213,8 @@ class Stream:
                 for folder in shared:
                     one(folder)
 
+            if together(drain, self.threads):
+                return
             tasks = [self._pool.submit(drain) for _ in range(self.threads - 1)]
             drain()
             for task in tasks:
@@ -247,11 +249,10 @@ def _maps(layer: Layer) -> bool:
 
 
 def _means(activation: Tensor, channels: int) -> Tensor:
-    """Means of maps while they are in the cache, twice as fast as a general reduction."""
+    """Means of maps ``(n, channels)``: a sum along memory takes half of the time of a mean over two axes, and every thread."""
     n = activation.shape[0]
-    out = torch.empty(n, channels)
-    kernels.means(activation.detach().view(n * channels, -1).numpy(), out.view(-1).numpy())
-    return out
+    maps = activation.detach().view(n * channels, -1)
+    return maps.sum(1).div_(maps.shape[1]).view(n, channels)
 
 
 def _host(values: Tensor) -> Any:
