@@ -265,7 +265,7 @@ def test_a_damaged_pass_is_refused_when_a_run_goes_on(tmp_path):
     good = stored.read_bytes()
     for damage in (good[: len(good) // 2], b"", bytes([*good[: len(good) // 2], good[len(good) // 2] ^ 4, *good[len(good) // 2 + 1 :]])):
         stored.write_bytes(damage)
-        with pytest.raises(TableError, match="pass1.npz is damaged"):
+        with pytest.raises(TableError, match=r"pass1\.npz is damaged"):
             observe(reader, batches(x, y, 32), range(4), **options)
 
 

@@ -70,16 +70,16 @@ def highest(x: Tensor, axes: list[int]) -> Tensor:
     return values if values.dtype == torch.float32 else values.float()
 
 
-def quarters(x: Tensor, channel_axis: int, positions: int) -> Tensor:
-    """Sums over the quarters of maps with even sides: ``(n, *shape) -> (n, channels * 4)`` float32."""
-    axes = [axis for axis in range(1, x.ndim) if axis != channel_axis + 1]
-    if any(x.shape[axis] % 2 for axis in axes):  # an input of another size
-        return pool(x, channel_axis, "grid2") * (positions / 4)
-    maps = x.movedim(channel_axis + 1, 1)
-    h, w = maps.shape[2], maps.shape[3]
-    # rows first: that sum runs along memory, and leaves little for the second
+def quarters(x: Tensor, channel_axis: int) -> Tensor:
+    """Means over the quarters of maps: ``(n, *shape) -> (n, channels * 4)`` float32."""
+    maps = x.movedim(channel_axis + 1, 1) if channel_axis else x
+    h, w = maps.size(2), maps.size(3)
+    if h % 2 or w % 2:  # an input of another size
+        return pool(x, channel_axis, "grid2")
+    if h <= 8 and maps.dtype == torch.float32:  # one kernel; larger maps are summed along memory first
+        return F.avg_pool2d(maps, (h // 2, w // 2)).flatten(1)
     rows = maps.unflatten(2, (2, h // 2)).sum(3, dtype=torch.float32)
-    return _rescaled(rows.unflatten(3, (2, w // 2)).sum(-1).flatten(1), x, axes, positions)
+    return rows.unflatten(3, (2, w // 2)).sum(-1).flatten(1) / (h * w // 4)
 
 
 def reading(primitive: Primitive) -> tuple[Any, tuple[Any, ...], bool]:
@@ -92,7 +92,7 @@ def reading(primitive: Primitive) -> tuple[Any, tuple[Any, ...], bool]:
     if primitive.kind == "position":
         return (everything, (), False) if primitive.every else (gather, (primitive.shape,), True)
     if primitive.kind == "quarters":
-        return quarters, (primitive.channel_axis, math.prod(sides)), not primitive.every
+        return quarters, (primitive.channel_axis,), not primitive.every
     if not axes and primitive.kind in ("sum", "max"):
         return everything, (), not primitive.every
     if primitive.kind == "sum":
@@ -138,10 +138,16 @@ class Change(nn.Module):
         self.nothing = not plan.touched
         self.linear = plan.weight is not None
         self.activations = [hidden.activation for hidden in plan.hidden]
+        # one product instead of two where an MLP and synapses read the same values; maps need them apart
+        pixels = any(primitive.kind == "pixel" for primitive in plan.primitives)
+        self.joined = len(plan.hidden[0].b1) if self.linear and len(plan.hidden) == 1 and not pixels else 0
         self.register_buffer("touched", torch.tensor(plan.touched, dtype=torch.int64, device=device))
         tensors = {"bias": plan.bias, "weight": plan.weight}
         for h, hidden in enumerate(plan.hidden):
             tensors |= {f"w1_{h}": hidden.w1, f"b1_{h}": hidden.b1, f"w2_{h}": hidden.w2}
+        if self.joined and plan.weight is not None:
+            both = {"w1_0": torch.cat([plan.hidden[0].w1, plan.weight], 1), "b1_0": torch.cat([plan.hidden[0].b1, plan.bias])}
+            tensors |= {**both, "weight": None}
         for name, tensor in tensors.items():
             if tensor is not None:
                 self.register_buffer(name, tensor.to(device).contiguous())
@@ -198,6 +204,10 @@ class Change(nn.Module):
     def _matrices(self, values: Sequence[Tensor]) -> Tensor:
         features = torch.cat(values, dim=1) if len(values) > 1 else values[0]  # type: ignore[arg-type]
         bias = _single(self.bias)
+        if self.joined:
+            both = torch.addmm(_single(self.b1_0), features, _single(self.w1_0))  # type: ignore[arg-type]
+            hidden = ACTIVATIONS[self.activations[0]](both[:, : self.joined])
+            return torch.addmm(both[:, self.joined :], hidden, _single(self.w2_0))  # type: ignore[arg-type]
         if self.linear:
             change = torch.addmm(bias, features, _single(self.weight))  # type: ignore[arg-type]
         else:

@@ -1,8 +1,8 @@
 """How an attached delta computes: which sums a layer is reduced to, and the matrices behind them.
 
 A delta reads means, maxima, quarters and single neurons. Reading them one by one costs a handful of kernels each, which
-at batch 1 is more than the network's own layers cost. So a layer is reduced once to *primitives* (sums, maxima, sums of
-quarters, gathered neurons), and what turns sums into means is folded into the first matrix of the heads: a mean is a
+at batch 1 is more than the network's own layers cost. So a layer is reduced once to *primitives* (sums, maxima, quarters,
+gathered neurons), and what turns sums into means is folded into the first matrix of the heads: a mean is a
 sum with its weight divided by the number of positions.
 """
 
@@ -27,7 +27,7 @@ class Primitive:
     """One reduction of a layer, and which of its values somebody reads.
 
     Attributes:
-        kind: ``position`` (gathered), ``sum``, ``max``, ``quarters`` (sums over the four quarters of a map with even
+        kind: ``position`` (gathered), ``sum``, ``max``, ``quarters`` (means over the four quarters of a map with even
             sides) or ``grid2`` (means over overlapping quarters of an odd-sided map, as torch's adaptive pooling).
         index: ``(k,)`` sorted positions within the reduced layer.
         every: whether that is the whole reduced layer.
@@ -121,7 +121,7 @@ def _dense(head: MLP) -> Tensor:
 
 
 def _maps(read: Read) -> bool:
-    """Whether quarters of a layer are sums over halves of both sides."""
+    """Whether the quarters of a layer are halves of both sides."""
     sides = [n for axis, n in enumerate(read.shape) if axis != read.channel_axis]
     return len(sides) == 2 and all(side % 2 == 0 for side in sides)
 
@@ -159,7 +159,7 @@ def _folded(reads: Iterable[Read], matrix: Tensor, primitives: dict[Key, Primiti
         for axis, n in enumerate(read.shape):
             positions *= n if axis != read.channel_axis else 1
         primitive = primitives[read.layer, kind]
-        scale = {"sum": 1.0 / positions, "quarters": 4.0 / positions}.get(kind, 1.0)
+        scale = 1.0 / positions if kind == "sum" else 1.0
         places = primitive.start + torch.searchsorted(primitive.index, read.index)
         folded.index_add_(0, places, rows * scale)
     return folded

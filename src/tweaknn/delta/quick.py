@@ -7,9 +7,10 @@ Compilers, hooks and anything out of the ordinary get the module's own call.
 
 from __future__ import annotations
 
+import ast
 import operator
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -102,8 +103,33 @@ def _free_later(body: list[str]) -> list[str]:
     return lines
 
 
-def _transformer(_: Any) -> Callable[[list[str]], list[str]]:
-    return _free_later
+_LOOKUP = re.compile(r"(\w+) = ((?:getattr\()*self\b.*)")
+
+
+def _look_up(line: str, modules: Collection[str]) -> str:
+    """A module reached through its parents' dictionaries: ``nn.Module.__getattr__`` runs once for each name on the way."""
+    found = _LOOKUP.fullmatch(line)
+    path = None if found is None else _path(ast.parse(found.group(2), mode="eval").body)
+    if found is None or not path or ".".join(path) not in modules:
+        return line
+    return f"{found.group(1)} = self" + "".join(f"._modules[{name!r}]" for name in path)
+
+
+def _path(value: ast.expr) -> list[str] | None:
+    """The names in ``getattr(self.a, "0").b``; None for any other expression."""
+    if isinstance(value, ast.Name) and value.id == "self":
+        return []
+    if isinstance(value, ast.Attribute):
+        before, name = _path(value.value), value.attr
+    elif isinstance(value, ast.Call) and isinstance(value.func, ast.Name) and value.func.id == "getattr":
+        before, name = _path(value.args[0]), str(getattr(value.args[1], "value", ""))
+    else:
+        return None
+    return None if before is None else [*before, name]
+
+
+def _transformer(modules: Collection[str]) -> Callable[[list[str]], list[str]]:
+    return lambda body: _free_later([_look_up(line, modules) for line in body])
 
 
 def quicken(module: fx.GraphModule) -> None:
@@ -117,7 +143,8 @@ def quicken(module: fx.GraphModule) -> None:
             _replace(graph, node, function)
     for node in list(graph.nodes):
         _rectify(module, node)
-    graph.on_generate_code(_transformer)
+    names = frozenset(name for name, _ in module.named_modules())
+    graph.on_generate_code(lambda _: _transformer(names))
     reuse(module)
 
 
