@@ -15,8 +15,11 @@ from tweaknn.delta.plan import Plan, Primitive
 from tweaknn.errors import ModelError
 from tweaknn.network.pooling import pool
 
+FEW = 64
+"""Positions of a layer that a compiled program holds as numbers."""
 
-def gather(x: Tensor, index: Tensor, shape: tuple[int, ...]) -> Tensor:
+
+def gather(x: Tensor, index: Tensor, shape: tuple[int, ...], few: list[int] | None = None) -> Tensor:
     """Single neurons: ``(n, *shape)``, positions ``(k,)`` row-major -> ``(n, k)`` float32.
 
     Raises:
@@ -29,6 +32,8 @@ def gather(x: Tensor, index: Tensor, shape: tuple[int, ...]) -> Tensor:
             f"The delta reads single neurons of a layer of shape {shape}, which is {tuple(x.shape[1:])} for this "
             "input; give inputs of the size it was made for."
         )
+    if few is not None and torch.compiler.is_compiling():
+        index = torch.tensor(few, device=x.device)  # a constant of the program, which no call has to check
     if x.is_contiguous():
         values = x.flatten(1).index_select(1, index)
     else:  # another memory format: gathered without copying the layer
@@ -82,6 +87,10 @@ def quarters(x: Tensor, channel_axis: int) -> Tensor:
     return rows.unflatten(3, (2, w // 2)).sum(-1).flatten(1) / (h * w // 4)
 
 
+def _few(primitive: Primitive) -> list[int] | None:
+    return primitive.index.tolist() if primitive.width <= FEW else None
+
+
 def reading(primitive: Primitive) -> tuple[Any, tuple[Any, ...], bool]:
     """How a primitive is computed: a function of the activation, its further arguments, and whether the primitive's
     index comes in addition: as the function's second argument (``position``), or as a selection from its result."""
@@ -90,7 +99,7 @@ def reading(primitive: Primitive) -> tuple[Any, tuple[Any, ...], bool]:
     if primitive.kind == "pixel":
         return channels_first, (primitive.channel_axis,), not primitive.every
     if primitive.kind == "position":
-        return (everything, (), False) if primitive.every else (gather, (primitive.shape,), True)
+        return (everything, (), False) if primitive.every else (gather, (primitive.shape, _few(primitive)), True)
     if primitive.kind == "quarters":
         return quarters, (primitive.channel_axis,), not primitive.every
     if not axes and primitive.kind in ("sum", "max"):

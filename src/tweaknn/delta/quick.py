@@ -19,13 +19,13 @@ from torch.nn import functional as F
 
 
 def _own_call(module: nn.Module, kind: type[nn.Module]) -> bool:
-    # the layer may have been replaced or parametrised since the graph was made
+    # the layer may have been replaced or parametrised since the graph was made; compilers first, who would guard on all that is asked
     return bool(
-        type(module) is not kind
+        torch.compiler.is_compiling()
+        or type(module) is not kind
         or module._forward_hooks
         or module._forward_pre_hooks
         or module.training
-        or torch.compiler.is_compiling()
     )
 
 
@@ -62,11 +62,13 @@ def rectified(x: Tensor, relu: nn.Module | None, maker: nn.Module | None, alone:
     ``relu``: the module that it is, or None for a function; ``maker``: the module ``x`` comes from, or None for a sum; ``alone``: no
     other node of the graph reads ``x``.
     """
+    if torch.compiler.is_compiling():
+        return F.relu(x) if relu is None else relu(x)
     if relu is not None and (type(relu) is not nn.ReLU or relu._forward_hooks or relu._forward_pre_hooks):
         return relu(x)
     # a normalisation that was replaced (by an identity, say) may have handed back its own input, a hook may keep its output
     fresh = maker is None or not _own_call(maker, nn.BatchNorm2d)
-    if alone and fresh and type(x) is Tensor and not x.requires_grad and not torch.compiler.is_compiling():
+    if alone and fresh and type(x) is Tensor and not x.requires_grad:
         return x.relu_()
     return F.relu(x)
 
