@@ -259,3 +259,22 @@ def test_a_second_join_does_not_run_the_network_again(data, model, tmp_path, mon
     assert max(seen, default=0) <= 1, "only the one example that the classes are counted on"
     assert torch.equal(again.require().bias, first.require().bias)
     assert other.targets == ["3"]
+
+
+def test_a_join_says_that_the_first_of_several_outputs_is_taken():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(4, 6), nn.Linear(6, 3), nn.Linear(6, 3)
+
+        def forward(self, x):
+            h = torch.relu(self.a(x))
+            return self.b(h), self.c(h)
+
+    torch.manual_seed(0)
+    net, x = Two().eval(), torch.randn(120, 4)
+    y = net(x)[1].argmax(1)
+    result = SynapticJoin(method="fit", base_saw="none").fit(net, (x[:60], y[:60]), (x[60:], y[60:]), worst=1)
+    assert any("first is taken" in sentence for sentence in result.warnings)
+    result = SynapticJoin(method="fit", base_saw="none", head=0).fit(net, (x[:60], y[:60]), (x[60:], y[60:]), worst=1)
+    assert not any("first is taken" in sentence for sentence in result.warnings)

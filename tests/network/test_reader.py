@@ -121,6 +121,8 @@ def test_several_outputs(form):
     assert logits.shape == (5, 3)
     _, _, logits = read(net, x, head=1 if form == "tuple" else "other")
     assert logits.shape == (5, 2)
+    assert ("first is taken" in Reader(net, x).remark) == (form == "tuple")
+    assert Reader(net, x, head=0 if form == "tuple" else "logits").remark == ""
     with pytest.raises(ModelError, match="no output"):
         Reader(net, x, head=7 if form == "tuple" else "missing")
 

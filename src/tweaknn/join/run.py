@@ -168,8 +168,9 @@ class SynapticJoin:
         cross = validation is train
         if parts.given is not None:
             cross = wants_cross(self.cross_fit, self.method, train.labels, parts.given, self.base_saw)
+        notes = [*parts.notes, *([reader.remark] if reader.remark else [])]
         return Prepared(
-            reader, train, validation, tables[0], tables[-1], names, frame, parts.notes, cross, parts.apart, parts.groups
+            reader, train, validation, tables[0], tables[-1], names, frame, notes, cross, parts.apart, parts.groups
         )  # fmt: skip
 
     def choose(

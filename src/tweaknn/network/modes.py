@@ -108,6 +108,19 @@ def output_of(output: Any, head: int | str | None = None) -> Tensor:
     return value
 
 
+def several_outputs(output: Any) -> str:
+    """A sentence where a network returned several tensors that could all be logits and the first is taken; else empty."""
+    if isinstance(output, Tensor) or hasattr(output, "logits") or not isinstance(output, (tuple, list)):
+        return ""
+    alike = [k for k, value in enumerate(output) if isinstance(value, Tensor) and value.ndim == 2 and value.shape[1] > 1]
+    if len(alike) < 2 or alike[0] != 0:
+        return ""
+    return (
+        f"the network returns {len(output)} outputs, of which {len(alike)} could be logits; the first is taken "
+        "(--head says which one is meant)"
+    )
+
+
 def logits_of(output: Any, head: int | str | None = None) -> Tensor:
     """The logits ``(n, c)`` in whatever a network returned, see :func:`output_of`.
 

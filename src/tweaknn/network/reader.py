@@ -14,7 +14,7 @@ from tweaknn.errors import ModelError
 from tweaknn.network import hooks
 from tweaknn.network.inplace import reuse_memory
 from tweaknn.network.layers import choose
-from tweaknn.network.modes import batch_size, call, eval_mode, first, logits_of, placement, to_model
+from tweaknn.network.modes import batch_size, call, eval_mode, first, logits_of, placement, several_outputs, to_model
 from tweaknn.network.tracing import CannotTrace, Trace, trace
 from tweaknn.network.views import PixelView, at_pixels
 
@@ -38,6 +38,7 @@ class Reader:
         maps: of a segmentation network the layers as maps, ``layers`` as a pixel sees them; else the same as ``layers``.
         how: ``"fx"`` or ``"hooks"``, and :attr:`why` says why not fx.
         skipped: outputs that hold integers or booleans.
+        remark: a sentence for the user where the first of several outputs was taken without being asked for; else empty.
 
     Raises:
         ModelError: no hidden neuron is left, a name is unknown, or the network cannot be run on ``example_x``.
@@ -84,7 +85,9 @@ class Reader:
     def _run_once(self, x: Any) -> None:
         try:
             with eval_mode(self.model), torch.inference_mode():
-                logits_of(call(self.model, x), self.head)
+                output = call(self.model, x)
+                logits_of(output, self.head)
+                self.remark = several_outputs(output) if self.head is None else ""
         except ModelError:
             raise
         except Exception as error:
