@@ -116,7 +116,11 @@ def command(
         float | None, typer.Option(help="0.95: the promise shall hold on new data with that probability; mind --tolerance.")
     ] = None,
     caution: Annotated[
-        float | None, typer.Option(min=0.0, help="Standard errors every rule is kept by beyond its letter. Default: 0.25, twice that for validation data the base saw.")
+        float | None,
+        typer.Option(
+            min=0.0,
+            help="Standard errors every rule is kept by beyond its letter. Default: 0.25, twice that for data the base saw.",
+        ),
     ] = None,
     cross_fit: Annotated[
         bool | None,
