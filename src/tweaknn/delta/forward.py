@@ -15,6 +15,8 @@ from tweaknn.delta.plan import Plan, Primitive
 from tweaknn.errors import ModelError
 from tweaknn.network.pooling import pool
 
+_exporting = getattr(torch.compiler, "is_exporting", lambda: True)  # what is exported may move to another device, constants would not
+
 FEW = 64
 """Positions of a layer that a compiled program holds as numbers."""
 
@@ -32,7 +34,7 @@ def gather(x: Tensor, index: Tensor, shape: tuple[int, ...], few: list[int] | No
             f"The delta reads single neurons of a layer of shape {shape}, which is {tuple(x.shape[1:])} for this "
             "input; give inputs of the size it was made for."
         )
-    if few is not None and torch.compiler.is_compiling():
+    if few is not None and torch.compiler.is_compiling() and not _exporting():
         index = torch.tensor(few, device=x.device)  # a constant of the program, which no call has to check
     if x.is_contiguous():
         values = x.flatten(1).index_select(1, index)
