@@ -3,8 +3,8 @@
     python -m benchmarks.fitting.size --seeds 3 --rows 50000 --out benchmarks/results/fit-size.json [--plot docs/images/fit-size.png]
 
 The tables and halves of ``benchmarks.fitting.cifar``: fitted on images of the train split, chosen on one half of the test split,
-measured on the other, both ways. Single targets (bird, cat, dog, airplane), promise floors. Sizes: the constant bias, convex fits of 10 to 640
-pooled neurons (chosen by group lasso), of all neurons, AANs of 8 to 127 hidden neurons. Nothing is chosen by what this shows.
+measured on the other, both ways. Single targets (bird, cat, dog, airplane), promise floors. Sizes: the constant bias, convex fits of 10 to
+640 pooled neurons (chosen by group lasso), of all neurons, AANs of 8 to 127 hidden neurons. Nothing is chosen by what this shows.
 """
 
 from __future__ import annotations
