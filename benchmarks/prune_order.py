@@ -1,10 +1,11 @@
 """Branches before units, and when: the exploration behind the schedule of `structure/schedule.py`. Validation images only.
 
-    python benchmarks/prune_order.py --json out.json [--seeds 0] [--only NAME ...]
+    python benchmarks/prune_order.py --json out.json [--seeds 0] [--only NAME ...] [--validation 8000]
 
 The network and loop are those of `benchmarks/prune.py` on CIFAR-10 JPEG (15 epochs). Branches are taken out by hand
 before the first step, units by their gates in a window of the run, so that only the order and the time differ;
-`branches by their gates` lets the library decide both.
+`branches by their gates` and `default` let the library decide both; `by hand from the first step` has branches and widths
+chosen by hand and no gates at all.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import datetime
 import json
 import os
 import sys
+import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -39,37 +41,60 @@ VARIANTS: dict[str, dict[str, Any]] = {
         {"keep": ("1.0", "2.0", "2.1", "3.0"), "prune": {"flops": 0.27, "alpha": 0.1, "units": 0.1, "end": 0.4, **UNITS}},
     "branches by their gates in 4 %, no rewinding": {"prune": {"flops": 0.27, "alpha": 0.1, "layers": 0.04, "rewind": False}},
     "branches by their gates": {"prune": {"flops": 0.27, "alpha": 0.1}},
+    "default": {"prune": {"flops": 0.27}},
+    "default, with half the narrow network's parameters": {"prune": {"flops": 0.27, "params": 0.1413}},
+    "one block a stage and widths by hand from the first step": {"keep": {"1.0": 16, "2.0": 32, "3.0": 38}},
+    "the same, with half the narrow network's parameters": {"keep": {"1.0": 16, "2.0": 32, "3.0": 18}},
+    "1-2-1 blocks and widths by hand from the first step": {"keep": {"1.0": 16, "2.0": 28, "2.1": 11, "3.0": 17}},
 }  # fmt: skip
 
 
-def run(task: Any, seed: int, keep: tuple[str, ...] | None = None, prune: dict[str, Any] | None = None) -> dict[str, Any]:
+def by_hand(model: Any, example: Any, keep: Any) -> Any:
+    """The network with the residual blocks in ``keep`` only; a mapping gives the width inside each."""
+    from tweaknn.structure.analyse import analyse
+    from tweaknn.structure.surgery import cut
+
+    plan = analyse(model, example)
+    alive = np.ones(plan.n_gates, dtype=bool)
+    alive[plan.n_units :] = [b.owner.removeprefix("layer") in keep for b in plan.blocks]
+    for unit, name in enumerate(plan.unit_names):
+        layer, _, number = name.rpartition(":")
+        block, _, conv = layer.removeprefix("layer").rpartition(".")
+        if isinstance(keep, dict) and conv == "conv1" and block in keep:
+            alive[unit] = int(number) < keep[block]
+    return cut(model, plan, alive)[0]
+
+
+def run(
+    task: Any, seed: int, keep: Any = None, prune: dict[str, Any] | None = None
+) -> dict[str, Any]:  # fmt: skip
     """Train one variant; accuracy in percent on validation images, FLOPs and parameters of the full network's."""
     from benchmarks.pruning.methods import Loop, accuracy, make_resnet
     from benchmarks.pruning.nets import flops, parameters
     from tweaknn.structure import ComplexityAware
-    from tweaknn.structure.analyse import analyse
-    from tweaknn.structure.surgery import cut
 
     example = task.normal(task.train.images[:2])
     model = make_resnet(task, 1.0, seed)
     full = {"flops": flops(model, example), "params": parameters(model)}
     if keep is not None:
-        plan = analyse(model, example)
-        alive = np.ones(plan.n_gates, dtype=bool)
-        alive[plan.n_units :] = [b.owner.removeprefix("layer") in keep for b in plan.blocks]
-        model, _ = cut(model, plan, alive)
+        model = by_hand(model, example, keep)
     loop = Loop(task, model, 15, seed)
     pruner = None
+    began = time.process_time()
     if prune is not None:
         now = {"flops": flops(model, example), "params": parameters(model)}
         options = {k: v * full[k] / now[k] if k in full else v for k, v in prune.items()}
         pruner = ComplexityAware(model, example, loop.optimizer, steps=loop.steps, seed=seed, **options)
+    setup = time.process_time() - began
     loop.run(loop.steps, (lambda step: pruner.step()) if pruner is not None else None)
     if pruner is not None:
         loop.model = pruner.compact()
     return {
         "seed": seed, "validation": 100 * accuracy(loop.model, task, task.validation)[0],
         "flops": flops(loop.model, example) / full["flops"], "params": parameters(loop.model) / full["params"],
+        "seconds": setup + loop.seconds,
+        "widths": {k.removesuffix(".weight"): p.shape[0] for k, p in loop.model.named_parameters()
+                   if p.dim() == 4 and "shortcut" not in k},
     }  # fmt: skip
 
 
@@ -79,17 +104,19 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--only", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
     parser.add_argument("--shared", type=Path, default=Path(os.environ.get("TWEAKNN_SHARED", ROOT.parent / "shared")))
+    parser.add_argument("--validation", type=int, default=8_000)
     args = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     from benchmarks.prune import machine
     from benchmarks.pruning.data import cifar
 
-    task = cifar(args.shared, validation=8_000)
+    task = cifar(args.shared, validation=args.validation)
     found: dict[str, Any] = json.loads(args.json.read_text()) if args.json.is_file() else {"rows": {}}
     for name in args.only:
-        found["rows"][name] = [run(task, seed, **VARIANTS[name]) for seed in args.seeds]
-        found |= {"machine": machine(), "date": datetime.date.today().isoformat()}
+        kept = [r for r in found["rows"].get(name, []) if r["seed"] not in args.seeds]
+        found["rows"][name] = kept + [run(task, seed, **VARIANTS[name]) for seed in args.seeds]
+        found |= {"validation_images": args.validation, "machine": machine(), "date": datetime.date.today().isoformat()}
         part = args.json.with_suffix(".part")
         part.write_text(json.dumps(found, indent=1) + "\n")
         os.replace(part, args.json)

@@ -68,6 +68,27 @@ def test_budget_is_reached_and_it_still_learns(kind: str, target: float) -> None
     assert float((run(small, (x,))[0].argmax(1) == y).float().mean()) > 0.9
 
 
+@pytest.mark.parametrize(("flops", "params"), [(0.5, 0.2), (0.25, 0.6), (0.4, 0.3)])
+def test_of_two_budgets_neither_is_exceeded_and_one_is_reached(flops: float, params: float) -> None:
+    model, optimizer, pruner = start(steps=120, width=12, flops=flops, params=params)
+    loop(model, pruner, optimizer, 120)
+    pruner.compact()
+    reached = max(pruner.fractions[0] / flops, pruner.fractions[1] / params)
+    assert reached == pytest.approx(1.0, rel=0.03)
+    assert pruner.undecided <= 0.3
+
+
+def test_of_two_budgets_branches_go_by_flops() -> None:
+    """The blocks with most parameters are not the first to go because parameters are scarce."""
+    kept = []
+    for more in ({}, {"params": 0.1}):
+        model, optimizer, pruner = start(steps=80, flops=0.5, **more)
+        for step in range(pruner.windows[1].start):
+            loop(model, pruner, optimizer, 1, start=step)
+        kept.append(pruner.possible[pruner.original.n_units :].tolist())
+    assert kept[0] == kept[1]
+
+
 def test_compact_is_ordinary() -> None:
     model, optimizer, pruner = start(flops=0.5)
     loop(model, pruner, optimizer, 80)
@@ -93,10 +114,10 @@ def test_same_seed_same_network() -> None:
     assert all(torch.equal(ends[0][k], ends[1][k]) for k in ends[0])
 
 
-@pytest.mark.parametrize("stop", [20, 45, 70])
-def test_resume_in_mid_pruning_is_identical(stop: int) -> None:
+@pytest.mark.parametrize(("stop", "budget"), [(20, {}), (45, {}), (70, {}), (10, {"params": 0.2}), (45, {"params": 0.2})])
+def test_resume_in_mid_pruning_is_identical(stop: int, budget: dict) -> None:
     def fresh():
-        model, optimizer, pruner = start(flops=0.4)
+        model, optimizer, pruner = start(flops=0.4, **budget)
         return model, optimizer, pruner, torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 80)
 
     model, optimizer, pruner, scheduler = fresh()
@@ -293,7 +314,8 @@ def test_beta_chooses_what_may_go() -> None:
 @pytest.mark.parametrize(("options", "sentence"), [
     ({"flops": 0.0001}, "smallest working network has"),
     ({"flops": 1.5}, r"must lie in \(0, 1\]"),
-    ({"flops": 0.5, "params": 0.5}, "one budget"),
+    ({"flops": 0.5, "latency": 0.5}, "one budget"),
+    ({"flops": 0.5, "params": 0.0001}, "params 0.0001 cannot be met"),
     ({"nu": float("nan")}, "finite"),
     ({"alpha": 2}, "alpha"),
     ({"warmup": 0.8}, "warmup <= layers <= units < end"), ({"layers": 0.3, "units": 0.2}, "warmup <= layers"),

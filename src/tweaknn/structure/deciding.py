@@ -11,22 +11,29 @@ import torch
 
 from ..errors import InputError
 from .rounding import settle, settle_branches
+from .settings import BOTH
 
 if TYPE_CHECKING:
     from .pruner import ComplexityAware
 
 
-def budget_of(pruner: ComplexityAware) -> tuple[str | None, float]:
-    """What is budgeted (``flops`` or ``params``) and the fraction to end at. Raises InputError where no gates can meet it."""
-    budget = pruner.settings.budget
+def budget_of(pruner: ComplexityAware) -> tuple[str | None, float, float]:
+    """What is budgeted (``flops``, ``params`` or both), the fraction to end at, and what a fraction of the parameters
+    counts in FLOPs, which makes one measure of two budgets. Raises InputError where no gates can meet one."""
+    budget, s = pruner.settings.budget, pruner.settings
     if budget is None:
-        return None, 1.0
+        return None, 1.0, 1.0
     kind, target = budget
-    metric = "params" if kind == "params" else "flops"
-    low = pruner.measure(pruner.lowest(), metric)
-    if kind != "latency" and target < low * (1 - pruner.settings.tolerance):
-        raise InputError(f"{kind} {target:g} cannot be met: the smallest working network has {low:.4g} of the full one's")
-    return metric, target
+    for name in ("flops", "params"):
+        wanted = getattr(s, name)
+        if wanted is None:
+            continue
+        low = pruner.measure(pruner.lowest(), name)
+        if wanted < low * (1 - s.tolerance):
+            raise InputError(f"{name} {wanted:g} cannot be met: the smallest working network has {low:.4g} of the full one's")
+    if s.flops is not None and s.params is not None:
+        return BOTH, target, s.flops / s.params
+    return "params" if kind == "params" else "flops", target, 1.0
 
 
 def worth(pruner: ComplexityAware) -> np.ndarray:
@@ -95,8 +102,12 @@ def say_what_was_reached(pruner: ComplexityAware, alive: np.ndarray) -> None:
     if pruner._kind is None or pruner.latency is not None:
         return
     reached = pruner.measure(alive, pruner._kind)
+    if pruner._kind == BOTH:
+        asked = f"flops {pruner.settings.flops:g} and params {pruner.settings.params:g}"
+        shown = " and ".join(f"{pruner.measure(alive, name):.3g}" for name in ("flops", "params"))
+    else:
+        asked, shown = f"{pruner._kind} {pruner._target:g}", f"{reached:.3g}"
     if abs(reached / pruner._target - 1) > pruner.settings.tolerance:
         warnings.warn(
-            f"{pruner._kind} {pruner._target:g} was not met exactly: the nearest the gates of this network give is "
-            f"{reached:.3g} of the full one's", stacklevel=5,
+            f"{asked} was not met exactly: the nearest the gates of this network give is {shown} of the full one's", stacklevel=5,
         )  # fmt: skip

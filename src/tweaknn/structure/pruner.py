@@ -29,7 +29,7 @@ from .latency import LatencyBudget
 from .plan import Plan
 from .rounding import smallest, undecided_share
 from .schedule import LAYERS, layers_target, windows
-from .settings import Settings
+from .settings import BOTH, Settings
 from .surgery import cut
 from .wrapping import bare, world
 
@@ -101,7 +101,7 @@ class ComplexityAware:
         self._wavered = 0.0
         self.skipped = 0
         self._astray = 0
-        self._kind, self._target = deciding.budget_of(self)
+        self._budgeted, self._target, self._exchange = deciding.budget_of(self)
         self.latency = LatencyBudget(self.model, example, s.latency) if s.latency is not None else None
         if self.latency is not None:
             self.latency.check(self)
@@ -120,13 +120,20 @@ class ComplexityAware:
 
     def measure(self, alive: np.ndarray, metric: str = "flops") -> float:
         """FLOPs or parameters of the network with the gates ``alive``, as a fraction of the full network's."""
-        theta = torch.from_numpy(alive.astype(np.float64)).to(self.prices.device)
+        return self._fraction(torch.from_numpy(alive.astype(np.float64)).to(self.prices.device), metric)
+
+    def _fraction(self, theta: Tensor, metric: str | None) -> float:
         flops, params = self.cost.fractions(theta)
+        if metric == BOTH:
+            return max(flops, params * self._exchange)
         return params if metric == "params" else flops
 
-    def _fraction(self, theta: Tensor) -> float:
-        flops, params = self.cost.fractions(theta)
-        return params if self._kind == "params" else flops
+    @property
+    def _kind(self) -> str | None:
+        """What is budgeted now: branches go by FLOPs where both are, units by what is further from its budget."""
+        if self._budgeted != BOTH:
+            return self._budgeted
+        return "flops" if self._window < len(self.windows) and self.windows[self._window].kind == LAYERS else BOTH
 
     # ---- the loop ----------------------------------------------------------------------------------------------
     def _unscale(self, gradient: Tensor) -> Tensor:
@@ -180,10 +187,9 @@ class ComplexityAware:
             self._astray = 0
             delta = dynamics.estimate(self.state, g, z.detach()[:-1], self.settings.estimator)
             dynamics.remember(self.state, delta, self.settings.estimator)
-            fraction = self._fraction(self.state.theta)
             dynamics.advance(
                 self.state, self.settings, self.windows[self._window], self.cost, self.prices, self._moving(),
-                budget=self._budget(fraction), family=self.family,
+                budget=self._budget(), family=self.family,
             )  # fmt: skip
             history.note(self)
         smaller = self._prune()
@@ -217,10 +223,14 @@ class ComplexityAware:
             return layers_target(self._target, self.settings.beta)
         return self._target
 
-    def _budget(self, fraction: float) -> dynamics.Budget | None:
-        if self._kind is None:
+    def _budget(self) -> dynamics.Budget | None:
+        kind, theta = self._kind, self.state.theta
+        if kind is None:
             return None
-        return dynamics.Budget(self._kind, self._start, self._aim(), fraction)
+        value, rate = self._fraction(theta, kind), 1.0
+        if kind == BOTH:  # steered by the one that is further away, in its own measure
+            kind, rate = ("flops", 1.0) if value == self._fraction(theta, "flops") else ("params", self._exchange)
+        return dynamics.Budget(kind, self._start / rate, self._aim() / rate, value / rate)
 
     def _begin(self) -> bool:
         """Open the next window if it is time. True if that ended the pruning, there being nothing left to do."""
@@ -237,7 +247,7 @@ class ComplexityAware:
         left = torch.from_numpy(self.possible.astype(np.float64)).to(self.prices.device)
         self.prices = torch.where(self._moving(), self.cost.gradient(left), self.prices)
         self.state.theta[self._moving()] = self.settings.theta0
-        self._start = self._fraction(self.state.theta)
+        self._start = self._fraction(self.state.theta, self._kind)
         return False
 
     def _decide(self) -> bool:
@@ -322,6 +332,7 @@ class ComplexityAware:
         if self._open:
             moving = self._moving().cpu().numpy()
             self._wavered += undecided_share(theta[moving]) * float(moving.sum())
+        self._open, self._window = False, len(self.windows)
         self.undecided = self._wavered / max(1, self.original.n_gates)
         alive = deciding.everything(self, theta)
         deciding.say_what_was_reached(self, alive)

@@ -10,6 +10,7 @@ from ..errors import InputError
 
 ESTIMATORS = ("trapezoid", "weighted", "straight-through")
 BUDGETS = ("flops", "params", "latency")
+BOTH = "both"  # FLOPs and parameters
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,8 @@ class Settings:
 
     nu: accuracy against size: the loss (nats) one would pay for 100 % of the complexity. Ignored with a budget.
     alpha: 1 counts FLOPs only, 0 parameters only. beta: 0 units only, 1/2 both, 1 layers only.
-    flops, params, latency: a budget, as a fraction of the full network's; at most one of them.
+    flops, params, latency: a budget, as a fraction of the full network's; at most one of them, or ``flops`` and ``params``
+    together: then neither is exceeded (branches go by FLOPs, units by what is further from its budget).
     warmup: fraction of the run before any gate opens. Branches decide between it and ``layers`` (default a quarter of
     ``end``; with a budget, which says how many go, a twentieth), units between ``units`` (default a quarter of
     ``end``) and ``end``, the fraction at which every gate is 0 or 1.
@@ -66,7 +68,10 @@ class Settings:
         for name in ("alpha", "beta"):
             need(0 <= getattr(self, name) <= 1, f"{name} must lie between 0 and 1, got {getattr(self, name)}")
         budgets = [b for b in BUDGETS if getattr(self, b) is not None]
-        need(len(budgets) <= 1, f"give one budget, not {' and '.join(budgets)}")
+        need(
+            len(budgets) <= 1 or budgets == ["flops", "params"],
+            f"give one budget, not {' and '.join(budgets)} (flops and params may go together)",
+        )
         for name in budgets:
             value = getattr(self, name)
             need(0 < value <= 1, f"{name} is a fraction of the full network's and must lie in (0, 1], got {value}")
@@ -96,7 +101,7 @@ class Settings:
 
     @property
     def budget(self) -> tuple[str, float] | None:
-        """The budget's kind and fraction, or None."""
+        """The budget's kind and fraction, or None; that of FLOPs where parameters have one too."""
         for name in BUDGETS:
             if getattr(self, name) is not None:
                 return name, float(getattr(self, name))
