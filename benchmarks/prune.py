@@ -6,6 +6,7 @@
 ResNet-20 is scaled to what two cores train in minutes: a stride-2 stem (16x16 feature maps, a quarter of the FLOPs),
 10,000 training images, 15 epochs. Every method has the same seeds, batches, augmentation, epochs and learning-rate
 schedule; accuracy is the last epoch's on the test split, looked at once; choices were made on validation images.
+`ours-half` has a second budget, half the narrow network's parameters.
 Times are process times (one thread a run), compared within one run of this script only.
 """
 
@@ -30,7 +31,7 @@ sys.path.insert(0, str(ROOT))
 
 QUICK = ("full", "narrow", "tp-uniform", "random", "ours", "narrow-time")
 RIVALS = ("narrow", "tp-uniform", "tp-global", "random")
-ALL = (*QUICK, "tp-global", "ours-units", "ours-layers")
+ALL = (*QUICK, "ours-half", "tp-global", "ours-units", "ours-layers")
 ABLATIONS: dict[str, dict[str, Any]] = {
     "no-concave": {"rho": 0.0},
     "no-warmup": {"warmup": 0.0},
@@ -183,7 +184,8 @@ def summary(rows: list[dict[str, Any]], task: str, target: float) -> dict[str, A
         "undecided": max(ours.get("undecided", [0.0])),
     }
     names = {"narrow": "narrow", "tp-uniform": "torch_pruning", "tp-global": "torch_pruning_global", "random": "random",
-             "narrow-time": "narrow_equal_time", "ours-units": "units_only", "ours-layers": "layers_only"}  # fmt: skip
+             "narrow-time": "narrow_equal_time", "ours-units": "units_only", "ours-layers": "layers_only",
+             "ours-half": "half_parameters"}  # fmt: skip
     for method, name in names.items():
         if method in by:
             r = by[method]

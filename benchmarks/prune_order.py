@@ -43,6 +43,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "branches by their gates": {"prune": {"flops": 0.27, "alpha": 0.1}},
     "default": {"prune": {"flops": 0.27}},
     "default, with half the narrow network's parameters": {"prune": {"flops": 0.27, "params": 0.1413}},
+    "the same, alpha 0.1": {"prune": {"flops": 0.27, "params": 0.1413, "alpha": 0.1}},
     "one block a stage and widths by hand from the first step": {"keep": {"1.0": 16, "2.0": 32, "3.0": 38}},
     "the same, with half the narrow network's parameters": {"keep": {"1.0": 16, "2.0": 32, "3.0": 18}},
     "1-2-1 blocks and widths by hand from the first step": {"keep": {"1.0": 16, "2.0": 28, "2.1": 11, "3.0": 17}},

@@ -11,7 +11,7 @@ from torch import nn
 
 from .data import Task
 from .methods import Loop, make_resnet
-from .nets import flops, narrow_scale
+from .nets import flops, narrow_scale, parameters
 
 PRUNE_AT = 0.35
 """Where in the run the one-shot rivals prune; what is left trains on under the same schedule."""
@@ -23,6 +23,13 @@ def narrow(task: Task, target: float, epochs: float, seed: int, stem: int) -> tu
     loop = Loop(task, make_resnet(task, scale, seed, stem), epochs, seed)
     loop.run(loop.steps)
     return loop, {"scale": scale}
+
+
+def narrow_parameters(task: Task, target: float, stem: int) -> float:
+    """Parameters of the uniformly narrow network, as a fraction of the full one's."""
+    example = task.normal(task.train.images[:2])
+    scale = narrow_scale(target, example, lambda s: make_resnet(task, s, 0, stem))
+    return parameters(make_resnet(task, scale, 0, stem)) / parameters(make_resnet(task, 1.0, 0, stem))
 
 
 def plain(task: Task, epochs: float, seed: int, stem: int) -> tuple[Loop, dict[str, Any]]:

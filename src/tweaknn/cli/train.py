@@ -24,7 +24,7 @@ def command(
     out_dir: Annotated[Path, typer.Option("--out", help="Folder for the network, its structure, log and checkpoint.")],
     epochs: Annotated[int, typer.Option(min=1, help="Passes over --train.")] = 30,
     flops: Annotated[float | None, typer.Option(help="Budget: fraction of the full network's FLOPs.")] = None,
-    params: Annotated[float | None, typer.Option(help="Budget: fraction of its parameters.")] = None,
+    params: Annotated[float | None, typer.Option(help="Budget: fraction of its parameters; with --flops, neither is exceeded.")] = None,
     latency: Annotated[float | None, typer.Option(help="Budget: fraction of its time here, one example.")] = None,
     nu: Annotated[
         float | None, typer.Option(help="Loss (nats) worth 100 % of the complexity, in place of a budget.")
