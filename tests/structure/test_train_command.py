@@ -58,6 +58,12 @@ def test_train_structure_evaluate(folder: Path, capsys) -> None:
     assert json.loads((folder / "e.json").read_text())["base"]["overall"] == pytest.approx(figures["accuracy"])
 
 
+def test_two_budgets_on_the_command_line(folder: Path) -> None:
+    assert run(arguments(folder, "two", "--epochs", "8", "--flops", "0.6", "--params", "0.3", "--json", f"{folder}/two.json")) == 0
+    figures = json.loads((folder / "two.json").read_text())
+    assert max(figures["flops"] / 0.6, figures["params"] / 0.3) == pytest.approx(1.0, rel=0.05)
+
+
 def test_without_a_budget_it_trains_plainly(folder: Path) -> None:
     assert run(arguments(folder, "plain", "--epochs", "2", "--json", f"{folder}/p.json")) == 0
     figures = json.loads((folder / "p.json").read_text())
@@ -124,7 +130,7 @@ def test_nan_loss_stops_with_the_step_and_keeps_the_last_epoch(folder: Path) -> 
     (("--flops", "0.0001"), "smallest working network"),
     (("--flops", "2"), "(0, 1]"),
     (("--flops", "0.5", "--nu", "1"), "not both"),
-    (("--flops", "0.5", "--params", "0.5"), "one budget"),
+    (("--flops", "0.5", "--latency", "0.5"), "one budget"),
     (("--resume",), "no interrupted run"),
     (("--mend", "worst:x"), "whole number"),
     (("--rate", "-1"), "rate"),
