@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -185,8 +184,7 @@ def wide(options: Any) -> dict[str, Any]:
     result["peak_gpairs_s"] = round(peak / 1e9, 2)
     result["floor_in_forward_passes"] = round((plain + pairs / peak) / plain, 2)
     for name, room in (("no_limit", None), ("memory", limit)):
-        with tempfile.TemporaryDirectory():
-            took = _median(lambda: observe(reader, batches, range(1000), memory=room), 3)  # noqa: B023
+        took = _median(lambda: observe(reader, batches, range(1000), memory=room), 3)  # noqa: B023
         beside = max(took - plain, 1e-9)  # everything that is not the one forward pass: folding, further passes, the disk
         result[name] = {
             "seconds": round(took, 2),

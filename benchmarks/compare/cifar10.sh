@@ -37,3 +37,4 @@ mkdir -p benchmarks/results
 run --target bird --seeds 3 --methods all --collect --json benchmarks/results/compare-cifar10-bird.json
 # shellcheck disable=SC2086
 run $worst --seeds 3 --methods all --collect --json benchmarks/results/compare-cifar10-worst4.json
+python -m benchmarks.compare.tidy benchmarks/results/compare-cifar10-bird.json benchmarks/results/compare-cifar10-worst4.json

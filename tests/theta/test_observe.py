@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -21,12 +20,10 @@ from tweaknn.network.pooling import pool
 from tweaknn.network.reader import Reader
 from tweaknn.theta import stream
 from tweaknn.theta.blocks import plan
-from tweaknn.theta.holding import keepable
 from tweaknn.theta.observe import observe
 from tweaknn.theta.reference import algorithm_1
 from tweaknn.theta.statistics import theta_all
 from tweaknn.theta.synapses import stack
-from tweaknn.theta.team import together
 
 FIELDS = ("threshold", "count", "sign", "unbounded", "mistakes")
 
@@ -56,55 +53,6 @@ def test_the_stream_equals_the_loop_on_a_real_network(kind, form):
     np.testing.assert_allclose(ours.threshold, loop.threshold, rtol=1e-6)
     np.testing.assert_array_equal(ours.count, loop.count)
     np.testing.assert_array_equal(ours.sign, loop.sign)
-
-
-def test_in_place_operations_are_seen_through():
-    """What is kept by reference must never be overwritten: exactly the layers an in-place operation follows."""
-    model, x, _ = network("fx")
-    reader = Reader(model, x[:2], layers=["relu", "act", "shared_1", "act_1", "gelu"])
-    kept = dict(zip([layer.name for layer in reader.layers], keepable(reader)))
-    assert kept["shared_1"] is False  # y.add_(x) writes to it
-    assert kept["gelu"] is True
-    held = {}
-    reader(x[:8], lambda k, a: held.setdefault(k, (a, a.clone())))
-    for k, (reference, copy) in held.items():
-        if keepable(reader)[k]:
-            assert torch.equal(reference, copy)
-
-
-def test_what_is_only_added_to_something_else_is_kept_by_reference():
-    class Block(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.a, self.b = nn.Linear(6, 6), nn.Linear(6, 6)
-            self.norm, self.head = nn.BatchNorm1d(6), nn.Linear(6, 3)
-
-        def forward(self, x):
-            first = torch.relu(self.a(x))
-            return self.head(torch.relu(self.norm(self.b(first)) + first))
-
-    torch.manual_seed(0)
-    model, x = Block().eval(), torch.randn(8, 6)
-    reader = Reader(model, x)
-    assert keepable(reader) == [True, True]  # the sum is written over its first term, which nobody observes
-    held = {}
-    reader(x, lambda k, a: held.setdefault(k, (a, a.clone())))
-    assert all(torch.equal(reference, copy) for reference, copy in held.values())
-
-
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "densenet121", "googlenet", "convnext_tiny"])
-def test_nothing_kept_by_reference_changes_in_torchvision_networks(name):
-    import torchvision
-
-    torch.manual_seed(0)
-    options = {"init_weights": False} if name == "googlenet" else {}
-    model = torchvision.models.get_model(name, weights=None, **options).eval()
-    x = torch.randn(2, 3, 64, 64)
-    reader = Reader(model, x)
-    flags, held = keepable(reader), {}
-    reader(x, lambda k, a: held.setdefault(k, (a, a.clone())) if flags[k] else None)
-    for k, (reference, copy) in held.items():
-        assert torch.equal(reference, copy), reader.layers[k].name
 
 
 @pytest.mark.parametrize("form", ["plain", "signed"])
@@ -154,29 +102,6 @@ def test_threads_do_not_change_the_bits():
     reader = Reader(model, x[:2])
     same(whole(observe(reader, batches(x, y, 32), range(4), threads=3)),
          whole(observe(reader, batches(x, y, 32), range(4), threads=1)))  # fmt: skip
-
-
-def test_torchs_own_threads_share_work_and_hand_back_what_went_wrong():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
-        who = []
-        if not together(lambda: who.append(threading.get_ident()), 2):
-            pytest.skip("torch runs on another OpenMP runtime here")
-        assert len(set(who)) == 2
-        assert together(lambda: torch.ones(1000).sum(), 2)
-        assert torch.ones(100_000).sum() == 100_000
-
-        def fails():
-            raise ValueError("lost")
-
-        with pytest.raises(ValueError, match="lost"):
-            together(fails, 2)
-        assert not together(lambda: who.append(0), 1)
-        assert not together(lambda: who.append(0), 3)
-        assert 0 not in who
-    finally:
-        torch.set_num_threads(threads)
 
 
 def test_best_is_the_sorted_whole():

@@ -122,8 +122,11 @@ class Stream:
         room = max(MICRO_BYTES, min(HELD_BYTES, statistics // 8))
         return max(1, room // max(1, example * self.settings.micro))
 
-    def run(self, x: Any, y: Tensor, first: int = 0) -> np.ndarray:
-        """Observe one batch; returns its logits ``(n, classes)``. ``first``: number of its first example."""
+    def run(self, x: Any, y: Tensor, first: int = 0, known: np.ndarray | None = None) -> np.ndarray:
+        """Observe one batch; returns its logits ``(n, classes)``, which are ``known`` where an earlier pass has seen them.
+
+        first: number of its first example.
+        """
         labels = as_labels(y, first)
         if batch_size(x) != len(labels):
             raise DataError(f"A batch has {batch_size(x)} inputs and {len(labels)} labels.")
@@ -131,7 +134,8 @@ class Stream:
         found = []
         for part, a, length in _parts(x, self.settings.micro):
             rows = slice(a, a + length)
-            waiting.append(self._read(part, labels[rows], first + a, len(waiting)))
+            logits = None if known is None else known[rows]
+            waiting.append(self._read(part, labels[rows], first + a, len(waiting), logits))
             found.append(waiting[-1].logits)
             if len(waiting) == self.together:
                 self._settle(waiting)
@@ -173,16 +177,12 @@ class Stream:
     def run_known(self, x: Any, y: Tensor, logits: np.ndarray, first: int = 0) -> None:
         """Observe a batch whose logits are known: the network is left at the last layer that is needed, and each layer is folded as it
         appears unless micro-batches wait together."""
+        if self.together > 1:
+            self.run(x, y, first, logits)
+            return
         labels = as_labels(y, first)
-        waiting: list[_Waiting] = []
         for part, a, length in _parts(x, self.settings.micro):
             rows = slice(a, a + length)
-            if self.together > 1:
-                waiting.append(self._read(part, labels[rows], first + a, len(waiting), logits[rows]))
-                if len(waiting) == self.together:
-                    self._settle(waiting)
-                    waiting.clear()
-                continue
             relations = _relations(logits[rows], labels[rows], self._targets, self.settings.form, first + a)
 
             def sink(k: int, activation: Tensor, relations: Relations = relations) -> None:
@@ -196,7 +196,6 @@ class Stream:
                 self.reader(part, sink)
             for folder in self._order:
                 folder.note(relations, length)
-        self._settle(waiting)
 
     def _fold_all(self, folders: Sequence[Folder], values: dict[int, Any], relations: Relations) -> None:
         def one(folder: Folder) -> None:
@@ -249,7 +248,7 @@ def _maps(layer: Layer) -> bool:
 
 
 def _means(activation: Tensor, channels: int) -> Tensor:
-    """Means of maps ``(n, channels)``: a sum along memory takes half of the time of a mean over two axes, and every thread."""
+    """Means of maps ``(n, channels)``: a sum along memory, on all of torch's threads."""
     n = activation.shape[0]
     maps = activation.detach().view(n * channels, -1)
     return maps.sum(1).div_(maps.shape[1]).view(n, channels)
