@@ -20,6 +20,7 @@ E is reported for each measured half (250 images a class: chance alone gives a p
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -119,6 +120,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     cpu: list[float] = []
     network = base_network()
     sizes: dict[str, int] = {}
+    if options.resume:  # seeds measured before, by the same settings; those asked for now are measured anew
+        found = earlier(options)
     for seed in range(options.first, options.first + options.seeds):
         ready, ways = tables(seed, options.rows, options.validation, options.cache)
         for aim, targets, promise in AIMS:
@@ -143,9 +146,22 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
                 kept.append({"seed": seed, "target": targets[0], **row(measured, targets)})
             cpu.append(time.process_time() - began)
             print(f"seed {seed}, {aim}, {targets}: {cpu[-1]:.0f} s", flush=True)
+        vars(options)["seeds_measured"] = sorted({r["seed"] for rows in found.values() for m in rows.values() for r in m})
         write(options.out, {"machine": machine(), "points": summary(found), "parameters": sizes, "rows": found,
                             "settings": {**vars(options), "out": None, "cache": None}, "controls": CONTROLS})  # fmt: skip
     return found
+
+
+def earlier(options: argparse.Namespace) -> dict[str, dict[str, list[dict[str, float]]]]:
+    """Rows of ``--out`` whose seeds are not asked for again; refuses those of other settings."""
+    stored = json.loads(options.out.read_text())
+    for name in ("rows", "validation", "aims"):
+        if stored["settings"][name] != getattr(options, name):
+            raise SystemExit(f"{options.out} was measured with {name}={stored['settings'][name]}, not {getattr(options, name)}.")
+    again = range(options.first, options.first + options.seeds)
+    return {
+        aim: {m: [r for r in rows if r["seed"] not in again] for m, rows in methods.items()} for aim, methods in stored["rows"].items()
+    }
 
 
 def fine_tuned(setting: Setting, held: PooledTable, test: PooledTable, table: PooledTable, cache: Path) -> dict[str, np.ndarray]:
@@ -189,6 +205,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--rows", type=int, default=12_500)
+    parser.add_argument("--resume", action="store_true", help="keep the seeds that --out has already")
     parser.add_argument("--aims", nargs="*", help="parts of names of aims; all by default")
     parser.add_argument("--validation", choices=("test", "train"), default="test")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "fit-cifar10.json")
