@@ -50,6 +50,33 @@ def test_compile_in_one_graph(kind):
         torch.testing.assert_close(compiled(X[:3]), expected[:3], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("columns", [(1,), (0, 2, 3)])
+def test_compiled_for_one_example_few_neurons_are_terms_of_a_sum(columns):
+    _, delta, tweaked = attached(Small, reductions=("position",), columns=columns)
+    with torch.no_grad():
+        expected = [tweaked(X), tweaked(X[:1])]
+    kinds: list[set[str]] = []
+
+    def seen(graph, _):
+        kinds.append({getattr(node.target, "__name__", str(node.target)) for node in graph.graph.nodes})
+        return graph
+
+    torch._dynamo.reset()
+    compiled = torch.compile(tweaked, fullgraph=True, backend=seen)
+    with torch.no_grad():
+        for _ in range(2):  # batch after batch: neither program answers for the other
+            torch.testing.assert_close(compiled(X[:1]), expected[1], rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(compiled(X), expected[0], rtol=1e-5, atol=1e-5)
+    assert delta.touched == list(columns)
+    assert len(kinds) == 2 and "addmm" not in kinds[0] and "addmm" in kinds[1]
+    others = [j for j in range(expected[0].shape[1]) if j not in columns]
+    with torch.no_grad():
+        assert torch.equal(compiled(X[:1])[:, others], tweaked(X[:1])[:, others])
+    dynamic = torch.compile(tweaked, fullgraph=True, backend="aot_eager", dynamic=True)
+    with torch.no_grad():
+        torch.testing.assert_close(dynamic(X[:3]), expected[0][:3], rtol=1e-5, atol=1e-5)
+
+
 @KINDS
 @pytest.mark.parametrize("format", ["pt2", "onnx"])
 def test_export_with_any_batch(kind, format, tmp_path):

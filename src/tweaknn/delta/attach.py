@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from tweaknn.delta.forward import Change, gather, reading
+from tweaknn.delta.forward import Change, gather, neurons, one_by_one, reading
 from tweaknn.delta.hooked import HookedNet
 from tweaknn.delta.plan import Primitive, plan
 from tweaknn.delta.quick import quicken, reuse
@@ -164,9 +164,10 @@ def insert(delta: Delta, module: Layered, device: torch.device) -> Layered:
     made = plan(delta)
     level = sum(str(node.target).startswith("_tweaknn_change_") for node in module.graph.nodes)
     values = []
+    single = one_by_one(made)
     for position, primitive in enumerate(made.primitives):
         source = logits if primitive.layer == LOGITS else _source(primitive.layer, nodes)
-        values.append(_read(module, primitive, source, f"_tweaknn_index_{level}_{position}", device))
+        values.append(_read(module, primitive, source, f"_tweaknn_index_{level}_{position}", device, single))
     name = f"_tweaknn_change_{level}"
     module.add_submodule(name, Change(made, delta.n_classes, device).eval())
     with module.graph.inserting_before(output):
@@ -176,7 +177,9 @@ def insert(delta: Delta, module: Layered, device: torch.device) -> Layered:
     return module
 
 
-def _read(module: Layered, primitive: Primitive, source: fx.Node, name: str, device: torch.device) -> fx.Node:
+def _read(
+    module: Layered, primitive: Primitive, source: fx.Node, name: str, device: torch.device, single: bool
+) -> fx.Node:
     """Nodes that reduce a layer, as plain calls: at batch 1 a submodule each would cost more than the sums do."""
     function, arguments, indexed = reading(primitive)
     graph = module.graph
@@ -188,7 +191,7 @@ def _read(module: Layered, primitive: Primitive, source: fx.Node, name: str, dev
         index = graph.get_attr(name)
     with graph.inserting_after(index):
         if function is gather:
-            return graph.call_function(gather, (source, index, *arguments))
+            return graph.call_function(neurons if single else gather, (source, index, *arguments))
         value = graph.call_function(function, (source, *arguments))
     with graph.inserting_after(value):
         return graph.call_function(torch.index_select, (value, 1, index))

@@ -43,6 +43,25 @@ def gather(x: Tensor, index: Tensor, shape: tuple[int, ...], few: list[int] | No
     return values if values.dtype == torch.float32 else values.float()
 
 
+def neurons(x: Tensor, index: Tensor, shape: tuple[int, ...], few: list[int]) -> Tensor | list[Tensor]:
+    """:func:`gather`, but in a program compiled for one example the neurons one by one, ``(1,)`` each, for
+    :meth:`Change.term_by_term`: a compiler makes a kernel of every layer's gathering, and one of all of them if they
+    are nothing but terms of a sum. It keeps the layers until then, which is cheap for one example and not for many."""
+    # compilers tell a batch of one from larger ones anyway: the question costs no guard
+    if torch.compiler.is_compiling() and not _exporting() and x.shape[0] == 1 and x.shape[1:] == shape:
+        return [x[(slice(None), *place)].float() for place in zip(*_unravelled(few, shape))]
+    return gather(x, index, shape, few)
+
+
+def _unravelled(few: list[int], shape: Sequence[int]) -> list[list[int]]:
+    """Row-major positions as one list of indices an axis."""
+    axes: list[list[int]] = []
+    for size in reversed(shape):
+        axes.insert(0, [position % size for position in few])
+        few = [position // size for position in few]
+    return axes
+
+
 def channels_first(x: Tensor, channel_axis: int) -> Tensor:
     """Maps as they are: ``(n, *shape) -> (n, channels, h, w)`` float32."""
     return (x if channel_axis == 0 else x.movedim(channel_axis + 1, 1)).float()
@@ -111,6 +130,12 @@ def reading(primitive: Primitive) -> tuple[Any, tuple[Any, ...], bool]:
     if primitive.kind == "max":
         return highest, (axes,), not primitive.every
     return pool, (primitive.channel_axis, primitive.kind), not primitive.every
+
+
+def one_by_one(plan: Plan) -> bool:
+    """Whether a delta is so small a sum over single neurons that a compiler may write it out."""
+    kinds = {primitive.kind if not primitive.every else "every" for primitive in plan.primitives}
+    return kinds == {"position"} and not plan.hidden and sum(primitive.width for primitive in plan.primitives) <= FEW
 
 
 REDUCTIONS: dict[str, Any] = {f.__name__: f for f in (gather, channels_first, everything, total, highest, quarters, pool)}
@@ -212,7 +237,16 @@ class Change(nn.Module):
                 return self._matrices(values)
         return self._matrices(values)
 
+    def term_by_term(self, values: Sequence[Sequence[Tensor]]) -> Tensor:
+        """The change as a plain sum over neurons ``(1,)``, see :func:`neurons`."""
+        change, weight = _single(self.bias), _single(self.weight)  # type: ignore[arg-type]
+        for row, neuron in enumerate(neuron for layer in values for neuron in layer):
+            change = change + neuron[:, None] * weight[row]
+        return change
+
     def _matrices(self, values: Sequence[Tensor]) -> Tensor:
+        if isinstance(values[0], list):
+            return self.term_by_term(values)  # type: ignore[arg-type]
         features = torch.cat(values, dim=1) if len(values) > 1 else values[0]  # type: ignore[arg-type]
         bias = _single(self.bias)
         if self.joined:
