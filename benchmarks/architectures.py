@@ -2,12 +2,14 @@
 
 Batch norms first see a few batches: with the statistics they are made with, the deeper random networks give 1e-12.
 
-    python benchmarks/architectures.py [--only NAME ...] [--like TEXT] [--onnx] [--no-compile] [--no-export] [--json FILE] [--markdown FILE]
+    python benchmarks/architectures.py [--only NAME ...] [--like TEXT] [--onnx] [--no-compile] [--no-export] [--fill]
+        [--json FILE] [--markdown FILE]
 
 Promises: *observed* (neurons named, read, finite), *joined* (synapses fitted on pooled neurons of all layers by the
 convex problem), *attached* (the logits that the delta names change as its definition says, the others bit for bit not),
 *detached* (bit-equal logits, same fingerprint), *saved*, *loaded* (same logits from the file), *exported* (``pt2`` with
-a batch of any size, checked from the file; ONNX too with ``--onnx``), *compiled* (one graph, ``fullgraph=True``).
+a batch of any size, checked from the file), *compiled* (one graph, ``fullgraph=True``), *onnx* with ``--onnx`` (a batch
+of any size, checked in onnxruntime). With ``--fill`` rows of an earlier run that lack a step asked for are walked again.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.architecture_list import CASES
 
 PROMISES = ("observed", "joined", "attached", "detached", "saved", "loaded", "exported", "compiled")
+COLUMNS = (*PROMISES, "onnx")
 
 
 def walk(name: str, *, onnx: bool = False, compiled: bool = True, exported: bool = True) -> dict[str, Any]:
@@ -124,11 +127,16 @@ def _steps(net: nn.Module, x: Any, head: Any, found: dict[str, Any], onnx: bool,
         yield "loaded"
         try:
             if exported:
-                for form in ("pt2", "onnx") if onnx else ("pt2",):
-                    export(tweaked, f"{folder}/a.{form}", form, example_x=x)
+                export(tweaked, f"{folder}/a.pt2", "pt2", example_x=x)
                 yield "exported"
-        except Exception as error:  # compiling does not depend on it
+        except Exception as error:  # what follows does not depend on it
             found["exported"] = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:160]}"
+        try:
+            if onnx:
+                export(tweaked, f"{folder}/a.onnx", "onnx", example_x=x)
+                found["onnx"] = True
+        except Exception as error:
+            found["onnx"] = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:160]}"
     if compiled:
         torch._dynamo.reset()
         made = torch.compile(tweaked, fullgraph=True, backend="eager")
@@ -140,13 +148,13 @@ def _steps(net: nn.Module, x: Any, head: Any, found: dict[str, Any], onnx: bool,
 def markdown(rows: dict[str, dict[str, Any]]) -> str:
     """The table of docs/architectures.md."""
     lines = [
-        f"| network | named by | neurons | {' | '.join(PROMISES)} |",
-        "|---|---|---:" + "|---" * len(PROMISES) + "|",
+        f"| network | named by | neurons | {' | '.join(COLUMNS)} |",
+        "|---|---|---:" + "|---" * len(COLUMNS) + "|",
     ]
     reasons = []
     for name, row in rows.items():
         marks = []
-        for promise in PROMISES:
+        for promise in COLUMNS:
             value = row.get(promise)
             marks.append(
                 "yes" if value is True else "no" if value else "not tried" if row.get("loaded") is True else "–"
@@ -155,7 +163,7 @@ def markdown(rows: dict[str, dict[str, Any]]) -> str:
                 reasons.append(f"- `{name}`, {promise}: {value}")
         lines.append(f"| `{name}` | {row.get('how', '–')} | {row.get('neurons', '–')} | {' | '.join(marks)} |")
     totals = []
-    for p in PROMISES:
+    for p in COLUMNS:
         tried = [row for row in rows.values() if p in row or row.get("loaded") is not True]
         totals.append(f"{sum(row.get(p) is True for row in tried)} of {len(tried)}")
     lines.append(f"| **all** | | | {' | '.join(totals)} |")
@@ -168,6 +176,7 @@ def main() -> None:
     parser.add_argument("--onnx", action="store_true")
     parser.add_argument("--no-compile", action="store_true", help="leave *compiled* out: it takes a minute a network")
     parser.add_argument("--no-export", action="store_true", help="leave *exported* out, for the same reason")
+    parser.add_argument("--fill", action="store_true", help="walk rows of --json again that lack what is asked for now")
     parser.add_argument("--like", help="only names that contain this")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--markdown", type=Path)
@@ -176,9 +185,11 @@ def main() -> None:
     if options.json and options.json.exists():  # go on where an earlier run stopped
         rows = json.loads(options.json.read_text())["rows"]
     for name in options.only or [name for name in CASES if (options.like or "") in name]:
-        if name in rows:
+        asked = {"onnx": options.onnx, "compiled": not options.no_compile, "exported": not options.no_export}
+        if name in rows and not (options.fill and any(wanted and p not in rows[name] for p, wanted in asked.items())):
             continue
-        rows[name] = walk(name, onnx=options.onnx, compiled=not options.no_compile, exported=not options.no_export)
+        # what was found before stands where it is not asked for now
+        rows[name] = {**rows.get(name, {}), **walk(name, **asked)}
         bad = {p: rows[name].get(p) for p in PROMISES if rows[name].get(p) is not True}
         print(f"{name}: {bad or 'all'} ({rows[name]['seconds']} s)", flush=True)
         if options.json:

@@ -192,3 +192,31 @@ def test_compiled_bases_are_looked_through():
     again = delta.attach(torch.compile(net))
     assert torch.equal(again(X), tweaked(X))
     assert isinstance(delta, Delta)
+
+
+@pytest.mark.parametrize("name", [None, "Small"])
+def test_a_base_that_is_a_graph_module(name):
+    """As pruning leaves one behind when it takes blocks out: its code lies in a class of its own."""
+    small = network(Small)
+    graph = torch.fx.Tracer().trace(small)
+    net = torch.fx.GraphModule(small, graph, **({} if name is None else {"class_name": name})).eval()
+    delta = delta_for(net, Reader(net, X), reductions=("mean",), columns=(1, 3))
+    tweaked = delta.attach(net)
+    with torch.no_grad():
+        expected, plain = tweaked(X), net(X)
+    torch.testing.assert_close(plain, small(X), rtol=0, atol=0)
+    assert not torch.equal(expected, plain)
+    for other in (copy.deepcopy(tweaked), delta.attach(copy.deepcopy(net)), delta.attach(tweaked.detach())):
+        with torch.no_grad():
+            assert torch.equal(other(X), expected)
+    # changing the copy's code leaves the base's alone
+    from tweaknn.network.clone import share
+
+    twin = share(net)
+    for node in list(twin.graph.nodes):
+        if node.op == "output":
+            with twin.graph.inserting_before(node):
+                node.args = (twin.graph.call_function(torch.neg, (node.args[0],)),)
+    twin.recompile()
+    with torch.no_grad():
+        assert torch.equal(twin(X), -plain) and torch.equal(net(X), plain)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from types import MethodType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 _REGISTRIES = ("_parameters", "_buffers", "_modules")
@@ -48,7 +49,7 @@ def share(model: nn.Module) -> nn.Module:
         if isinstance(old, torch.jit.ScriptModule):
             return old
         if id(old) not in modules:
-            new = type(old).__new__(type(old))
+            new = _empty(old)
             modules[id(old)] = new
             new.__dict__.update(old.__dict__)
             for key, value in old.__dict__.items():
@@ -65,10 +66,22 @@ def share(model: nn.Module) -> nn.Module:
 
     top = module(model)
     for new in modules.values():
+        if isinstance(new, fx.GraphModule):
+            new.graph = copy.deepcopy(new.graph)  # writes the class's code
+    for new in modules.values():
         for key, value in new.__dict__.items():
             if key not in _REGISTRIES:
                 new.__dict__[key] = _rebound(value, modules, tensors)
     return top
+
+
+def _empty(old: nn.Module) -> nn.Module:
+    """A module of the same class. A graph module's code lies in a class of its own, so that recompiling one changes no other."""
+    if not isinstance(old, fx.GraphModule):
+        return object.__new__(type(old))
+    new = fx.GraphModule.__new__(type(old))
+    type(new).__name__ = type(old).__name__
+    return new
 
 
 def _rebound(value: Any, modules: dict[int, nn.Module], tensors: dict[int, Tensor]) -> Any:
