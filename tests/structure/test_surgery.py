@@ -11,6 +11,8 @@ import torch.nn.functional as F
 import torchvision
 from torch import nn
 
+from tests.delta.nets import delta_for
+from tweaknn.network import Reader
 from tweaknn.structure import analyse
 from tweaknn.structure.analyse import keep_working, run
 from tweaknn.structure.gating import gated
@@ -293,3 +295,22 @@ def test_network_without_branches_trains_on_where_its_blocks_work_in_place(way: 
     small, _ = cut(model, plan, alive)
     small.train()(x).sum().backward()
     assert all(p.grad is not None for p in small.parameters())
+
+
+@pytest.mark.parametrize("name", ["residual", "transformer"])
+def test_network_without_branches_can_be_mended(name: str) -> None:
+    model, x = make(name)
+    plan = analyse(model, x)
+    alive = np.ones(plan.n_gates, dtype=bool)
+    alive[plan.n_units :: 2] = False
+    small, _ = cut(model, plan, alive)
+    small.eval()
+    assert any(isinstance(m, torch.fx.GraphModule) for m in small.modules())
+    delta = delta_for(small, Reader(small, x), reductions=("mean",), columns=(1,))
+    tweaked = delta.attach(small, example_x=x)
+    with torch.no_grad():
+        before, after, again = small(x), tweaked(x), delta.attach(copy.deepcopy(small), example_x=x)(x)
+    assert not torch.equal(before[:, 1], after[:, 1])
+    assert torch.equal(before[:, 0], after[:, 0])
+    assert torch.equal(after, again)
+    assert tweaked.detach() is small
