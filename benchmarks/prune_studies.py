@@ -319,6 +319,24 @@ def mended(small: nn.Module, data: dict, full: nn.Module, row: Callable) -> dict
     return out
 
 
+def drawn(sweep: dict[str, Any], folder: Path) -> None:
+    """One picture a parameter: what is left of FLOPs, parameters, units and layers, and the accuracy, against its values."""
+    from matplotlib.figure import Figure
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, rows in sweep.items():
+        figure = Figure(figsize=(5.4, 3.4), layout="constrained")
+        axes = figure.add_subplot()
+        for key in ("flops", "params", "units", "layers", "test"):
+            middle, spread = ([100 * r[key][what] for r in rows.values()] for what in ("mean", "sd"))
+            axes.errorbar(range(len(rows)), middle, spread, marker="o", capsize=2, label="accuracy" if key == "test" else key)
+        axes.set_xticks(range(len(rows)), list(rows))
+        axes.set_xlabel(name)
+        axes.set_ylabel("% (of the unpruned network's; accuracy)")
+        axes.legend(fontsize=7)
+        figure.savefig(folder / f"prune-{name}.png", dpi=110)
+
+
 STUDIES = {"sweeps": sweeps, "ablations": ablations, "data": data_study, "recurrent": recurrent, "neighbours": neighbours}
 
 
@@ -326,9 +344,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--only", nargs="+", choices=list(STUDIES), default=list(STUDIES))
+    parser.add_argument("--pictures", type=Path, help="draw the sweeps here")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--shared", type=Path, default=Path(os.environ.get("TWEAKNN_SHARED", ROOT.parent / "shared")))
     args = parser.parse_args()
+    args.json.parent.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     from benchmarks.prune import machine
 
@@ -342,6 +362,8 @@ def main() -> None:
         part = args.json.with_suffix(".part")
         part.write_text(json.dumps(found, indent=1) + "\n")
         os.replace(part, args.json)
+        if args.pictures and "sweeps" in found:
+            drawn(found["sweeps"], args.pictures)
         print(f"{name}: {time.perf_counter() - begin:.0f} s", file=sys.stderr)
 
 

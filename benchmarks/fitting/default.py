@@ -6,12 +6,15 @@ For each split of a world's pool: fit on half, choose on a quarter, report on th
 worst class of validation (five examples at least), then the three worst together; promise ``floors``. The mean and the
 spread are over splits. ``difference`` is what was handed over less the best control *on the report split itself*: a
 control that nobody could have picked beforehand, so the difference leans against the default; its standard error is
-over splits.
+over splits. ``picked`` is the same against the control that promised most on validation: what a user would have taken.
+
+    python -m benchmarks.fitting.default --join A.json B.json --out FILE    # worlds measured apart, and the table
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -63,6 +66,44 @@ def run(name: str, seeds: int, counts: list[int], method: str = "best", rows: in
     return out
 
 
+def joined(files: list[Path]) -> dict[str, Any]:
+    """Worlds measured apart as one file, each with the machine and settings of its own run."""
+    figures: dict[str, Any] = {"worlds": {}}
+    for file in files:
+        part = json.loads(file.read_text())
+        figures = {**part, **figures}
+        for name, found in part["worlds"].items():
+            figures["worlds"][name] = {**found, "machine": part["machine"], "settings": part["settings"]}
+    return figures
+
+
+def picked(split: dict[str, Any]) -> float:
+    """The gain of the control with the highest gain on validation, 0 if none keeps its promise there."""
+    rows = [split["candidates"][name] for name in CONTROLS if name in split["candidates"]]
+    best = max(rows, key=lambda r: r["validation"] if r["feasible"] else -1.0)
+    return float(best["gain"]) if best["feasible"] else 0.0
+
+
+def table(figures: dict[str, Any]) -> str:
+    """Rows of docs/results/fitting.md: points, mean ± spread over splits; differences ± standard error."""
+    lines = [
+        "| world | worst | handed over | overall | E | bias | random neurons | last layer | less the best control | less the one picked |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, found in figures["worlds"].items():
+        for count, splits in found["rows"].items():
+            cells = [name, count]
+            for key in ("gain", "overall", "E"):
+                v = 100 * np.array([s["handed over"][key] for s in splits])
+                cells.append(f"{v.mean():+.1f} ± {v.std(ddof=1):.1f}" if key == "gain" else f"{v.mean():+.1f}")
+            cells += [f"{100 * np.mean([s['candidates'].get(c, {}).get('gain', 0) for s in splits]):+.1f}" for c in CONTROLS]
+            for d in ([s["difference"] for s in splits], [s["handed over"]["gain"] - picked(s) for s in splits]):
+                v = 100 * np.array(d)
+                cells.append(f"{v.mean():+.1f} ± {v.std(ddof=1) / np.sqrt(len(v)):.1f}")
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Run and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -72,7 +113,12 @@ def main() -> None:
     parser.add_argument("--worst", type=int, nargs="*", default=[1, 3])
     parser.add_argument("--method", default="best")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "fit-default.json")
+    parser.add_argument("--join", type=Path, nargs="+", help="files of this script to put together instead of running")
     options = parser.parse_args()
+    if options.join:
+        write(options.out, joined(options.join))
+        print(table(joined(options.join)))
+        return
     torch.set_num_threads(1)
     figures: dict[str, Any] = {"machine": machine(), "settings": {**vars(options), "out": None}, "worlds": {}}
     for name in options.worlds:
