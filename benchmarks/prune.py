@@ -147,6 +147,19 @@ def spread(values: list[float]) -> dict[str, Any]:
     return {"mean": mean(values), "sd": stdev(values) if len(values) > 1 else 0.0, "values": values}
 
 
+def healed(run: dict[str, Any]) -> dict[str, float]:
+    """What mending gave a run's target classes, what it cost the others (the root mean square of their losses), on the test split."""
+    after = run["mended"].get("per_class", run["per_class"])  # nothing was handed over where no candidate kept the promise
+    moved = [b - a for a, b in zip(run["per_class"], after)]
+    targets = [int(t) for t in run["mended"]["targets"]]
+    losses = [min(d, 0.0) for j, d in enumerate(moved) if j not in targets]
+    return {
+        "targets_before": mean(run["per_class"][t] for t in targets), "targets_gain": mean(moved[t] for t in targets),
+        "E": (mean(d * d for d in losses)) ** 0.5, "overall_gain": run["mended"].get("test", run["test"]) - run["test"],
+        "balanced_gain": mean(moved),
+    }  # fmt: skip
+
+
 def table(jobs: list, results: dict) -> list[dict[str, Any]]:
     """Mean and spread over seeds of every (task, method, target)."""
     groups: dict[tuple, list[dict]] = {}
@@ -162,6 +175,7 @@ def table(jobs: list, results: dict) -> list[dict[str, Any]]:
                 row[name] = [r[name] for r in runs]
         if all("mended" in r for r in runs):
             row["mended"] = [r["mended"] for r in runs]
+            row["healed"] = [healed(r) for r in runs]
         row["per_class"] = [mean(v) for v in zip(*(r["per_class"] for r in runs))]
         rows.append(row)
     return rows
