@@ -11,10 +11,12 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
+from PIL import Image
 
 from tweaknn.cli import options as o
 from tweaknn.cli.console import bar, err, note, out, percent, table, warn
 from tweaknn.errors import InputError, NothingHelps
+from tweaknn.inputs.sources import ItemSource
 
 
 def command(
@@ -52,6 +54,7 @@ def command(
     json: o.Json = None,
 ) -> None:
     """Train a network; with a budget, units and layers it does not need disappear on the way."""
+    from tweaknn.join.promise import class_position
     from tweaknn.structure.training import Recipe, Trainer
 
     o.check_writable(json, "--json")
@@ -69,22 +72,21 @@ def command(
         prune=prune,
     )
     _check_out(out_dir, resume)
-    wish = _wish(mend) if mend is not None else None
+    if mend is not None:
+        _wish(mend, None)
     opened, train_set, validation_set, classes = _open(
         model, weights, train, validation, dict(preprocess=preprocess, mean=mean, std=std, size=size),
         device=device, seed=seed, skip=skip_unreadable,
     )  # fmt: skip
-    taught = None
-    if teacher is not None:
-        taught = o.open_model(teacher, teacher_weights, device=device).model
-        if o.count_logits(taught, train_set) != len(classes):
-            raise InputError(
-                f"--teacher {teacher} has another number of outputs than the data has classes ({len(classes)})"
-            )
+    wish = _wish(mend, classes) if mend is not None else None
+    for name in (wish and wish[0]) or ():
+        if not (validation_set.labels == class_position(name, classes, len(classes))).any():
+            raise InputError(f"--mend {name}: that class has no example in --validation")
+    tutor = _teacher(teacher, teacher_weights, device, train_set, classes) if teacher is not None else None
     key = {"model": model, "weights": weights, "teacher": teacher, "train": train_set.content_hash(),
            "validation": validation_set.content_hash()}  # fmt: skip
     trainer = Trainer(
-        opened.model, train_set, validation_set, recipe, out=out_dir, spec=model, classes=classes, teacher=taught,
+        opened.model, train_set, validation_set, recipe, out=out_dir, spec=model, classes=classes, teacher=tutor,
         preprocess=opened.preprocess, num_classes=len(classes), key=key,
     )  # fmt: skip
     if trainer.pruner is not None:
@@ -95,10 +97,12 @@ def command(
             warnings.showwarning = lambda message, *_: warn(str(message))
             result = _run(trainer, resume, quiet)
     except KeyboardInterrupt:
-        err.print(f"Interrupted after epoch {trainer.epoch}; the same command with --resume goes on.", markup=False)
+        again = f"after epoch {trainer.epoch}; the same command with --resume goes on" if trainer.epoch else "before the first epoch ended"
+        err.print(f"Interrupted {again}.", markup=False)
         raise
     figures = _figures(result, classes)
     _show(result, classes)
+    (out_dir / "mend.dnn").unlink(missing_ok=True)  # of an earlier network in the same folder
     nothing = None
     if wish is not None:
         nothing = _mend(wish, result, train_set, validation_set, classes, out_dir, seed, batch_size, figures)
@@ -124,7 +128,7 @@ def _open(
 ) -> tuple[o.Opened, Any, Any, list[str]]:  # fmt: skip
     """The network with as many outputs as the data have classes, and both sets with the same classes."""
     from tweaknn.inputs import Preprocess, load_data, load_model, resolve_preprocess
-    from tweaknn.inputs.models import usable_device
+    from tweaknn.inputs.models import _plain_preprocess, usable_device
     from tweaknn.inputs.weights import load_into, read_weights
     from tweaknn.structure import architecture
 
@@ -134,39 +138,66 @@ def _open(
         loaded = load_model(model, device=device)
         module, said, names = loaded.module, loaded.preprocess, loaded.classes
     else:
-        module, said, names = None, Preprocess(channels=None), None
+        module, said, names = None, Preprocess(), None
     sides = o.numbers(words["size"], "size")
     transform, sentence = resolve_preprocess(
         said, function=words["preprocess"], mean=o.numbers(words["mean"], "mean"), std=o.numbers(words["std"], "std"),
         size=[int(s) for s in sides] if sides else None,
     )  # fmt: skip
     train_set = load_data(train, preprocess=transform, classes=names, skip_unreadable=skip)
-    if module is None and weights is None and isinstance(transform, Preprocess) and transform.mean is transform.std is None:
-        measured = _standardised(transform, train_set)
-        if measured is not transform:
-            transform, sentence = measured, f"{sentence}, standardised by the training set's mean and spread (--mean, --std)"
-            train_set = load_data(train, preprocess=transform, classes=names, skip_unreadable=skip)
-    note(sentence)
+    _one_class(train_set)
     count = int(train_set.labels.max()) + 1
     classes = names or train_set.classes or [str(k) for k in range(count)]
-    held = load_data(
-        validation, preprocess=transform, classes=classes if train_set.classes else None, skip_unreadable=skip
-    )
-    if int(held.labels.max()) >= len(classes):
-        raise InputError(f"--validation holds class {int(held.labels.max())}, which --train does not have")
+    fresh = module is None
     if module is None:
         module = architecture(model, len(classes))
         if weights is not None:
             load_into(module, read_weights(weights), weights)
         module.to(where)
+        # As the other commands: pictures are brought to the channels the first layer takes.
+        plain = _plain_preprocess(module)[0]
+        if isinstance(transform, Preprocess) and transform.channels is None and plain is not None and plain.channels:
+            transform = dataclasses.replace(transform, channels=plain.channels)
+            train_set = load_data(train, preprocess=transform, classes=names, skip_unreadable=skip)
+    if fresh and weights is None and isinstance(transform, Preprocess) and transform.mean is transform.std is None:
+        measured = _standardised(transform, train_set)
+        if measured is not transform:
+            transform, sentence = measured, f"{sentence}, standardised by the training set's mean and spread (--mean, --std)"
+            train_set = load_data(train, preprocess=transform, classes=names, skip_unreadable=skip)
+    note(sentence)
+    held = load_data(
+        validation, preprocess=transform, classes=classes if train_set.classes else None, skip_unreadable=skip
+    )
+    if int(held.labels.max()) >= len(classes):
+        raise InputError(f"--validation holds class {int(held.labels.max())}, which --train does not have")
+    _one_class(held)
     empty = [c for c, n in zip(classes, np.bincount(train_set.labels, minlength=len(classes))) if not n]
     if empty:
         warn(f"--train has no examples of {', '.join(empty[:5])}")
     return o.Opened(module, classes, transform), train_set, held, list(classes)
 
 
+def _one_class(data: Any) -> None:
+    if data.answers is not None:
+        what = "masks" if data.answers.ndim == 3 else "several labels"
+        raise InputError(f"{data.name}: y holds {what} an example; train takes one class an example")
+
+
+def _teacher(spec: str, weights: str | None, device: str, data: Any, classes: list[str]) -> Any:
+    from tweaknn.structure.teaching import taught
+
+    opened = o.open_model(spec, weights, device=device)
+    if o.count_logits(opened.model, data) != len(classes):
+        raise InputError(f"--teacher {spec} has another number of outputs than the data has classes ({len(classes)})")
+    # Of a file.py:function nothing is known: it sees what the student sees.
+    said = opened.preprocess if Path(spec).is_dir() else None
+    return taught(opened.model, said, opened.classes, data.preprocess, classes, f"--teacher {spec}")
+
+
 def _standardised(transform: Any, data: Any, sample: int = 1_000) -> Any:
     """``transform`` with the mean and spread of each channel (or column) over up to ``sample`` examples of ``data``."""
+    if isinstance(getattr(data, "source", None), ItemSource) and not isinstance(data.source.item(0), Image.Image):
+        return transform  # a user's Dataset of tensors is taken as it is
     index = np.linspace(0, len(data) - 1, min(sample, len(data))).astype(np.int64)
     moments = []  # sum, sum of squares, count of each part
     for part in np.array_split(index, max(1, len(index) // 100)):
@@ -221,13 +252,21 @@ def _show(result: Any, classes: list[str]) -> None:
     out.print(table(["class", "validation %"], [[c, percent(a)] for c, a in zip(classes, result.per_class)]))
 
 
-def _wish(text: str) -> tuple[list[str] | None, int | None]:
-    """``worst:K`` or class names, as (targets, worst)."""
-    if not text.startswith("worst:"):
-        return [part for part in text.split(",") if part], None
-    if not text[6:].isdigit() or int(text[6:]) < 1:
-        raise InputError(f"--mend {text}: K must be a whole number of at least 1")
-    return None, int(text[6:])
+def _wish(text: str, classes: list[str] | None) -> tuple[list[str] | None, int | None]:
+    """``worst:K`` or class names, as (targets, worst). Raises InputError, before training rather than after it."""
+    from tweaknn.join.promise import class_position
+
+    if text.startswith("worst:"):
+        if not text[6:].isdigit() or int(text[6:]) < 1:
+            raise InputError(f"--mend {text}: K must be a whole number of at least 1")
+        return None, int(text[6:])
+    # A name may hold a comma itself.
+    targets = [text] if classes is not None and text in classes else [part for part in text.split(",") if part]
+    if not targets:
+        raise InputError("--mend takes CLASS, CLASS,CLASS or worst:K")
+    for name in targets if classes is not None else ():
+        class_position(name, classes, len(classes))
+    return targets, None
 
 
 def _mend(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -208,6 +208,8 @@ def _from_directory(text: str, weights: str | Path | None) -> LoadedModel:
         return loaded
     module = loaded if isinstance(loaded, nn.Module) else loaded.module
     preprocess = getattr(loaded, "preprocess", None)
+    if isinstance(preprocess, Preprocess):
+        preprocess = replace(preprocess, note=f"preprocessing is what it was trained with: {preprocess.describe()}")
     preprocess = preprocess if preprocess is not None else _plain_preprocess(module)[0]
     names = getattr(loaded, "classes", None) or _names(module, text)
     return LoadedModel(module, names, preprocess, text)

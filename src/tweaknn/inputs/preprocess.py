@@ -102,9 +102,9 @@ class Preprocess:
         return self._shift(x, (1, -1, 1, 1))
 
     def normalise_table(self, rows: torch.Tensor) -> torch.Tensor:
-        """Rows of numbers ``(n, f)``: ``(x - mean) / std`` with one value, or one a column; not divided
-        by 255."""
-        return self._shift(rows.to(torch.float32), (1, -1))
+        """Numbers ``(n, f)`` or ``(n, channels, ...)``: ``(x - mean) / std`` with one value, or one a column or
+        channel; not divided by 255."""
+        return self._shift(rows.to(torch.float32), (1, -1) + (1,) * max(0, rows.dim() - 2))
 
     def _shift(self, x: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
         for name, value, apply in (("mean", self.mean, torch.sub), ("std", self.std, torch.div)):

@@ -68,10 +68,43 @@ def analyse(model: nn.Module, example: Any, *, prove: bool = True, seed: int = 0
         raise ModelError(f"{type(model).__name__} returns no tensor on the example input, so nothing can be gated")
     for t in out:
         watcher.freeze(watcher.of(t).numpy(), "an output of the network")
+    _freeze_training_only(watcher, reference, cpu)
     blocks, refused = find_blocks(reference)
     plan = _plan(watcher, reference, blocks)
     plan.ungated |= refused
     return _proven(reference, plan, cpu, seed) if prove and plan.n_gates else plan
+
+
+def _freeze_training_only(w: Watcher, model: nn.Module, inputs: tuple[Any, ...]) -> None:
+    """Units that layers read which run in training mode only (auxiliary heads) stay: a cut, proven in evaluation mode,
+    would leave those layers with their old width."""
+    known = {s.key for s in w.slots}
+    if all(name in known for name, _ in model.named_parameters()):
+        return
+    modes = {m: m.training for m in model.modules()}
+    state = copy.deepcopy(model.state_dict())
+    for m in modes:  # one example is enough for everything but statistics
+        m.training = not isinstance(m, nn.modules.batchnorm._BatchNorm)
+    again = Watcher(model)
+    again.batch = w.batch
+    try:
+        with torch.no_grad(), again, torch.random.fork_rng(devices=[]):
+            model(*inputs)
+    except Exception:
+        return  # it does not train on such inputs, whatever is gated
+    finally:
+        for m, mode in modes.items():
+            m.training = mode
+        model.load_state_dict(state)
+    found = {name: u for u, name in enumerate(w.names) if u}
+    roots = np.array([again.root(u) for u in range(len(again.parent))])
+    reasons = dict(again.frozen)
+    for slot in again.slots:
+        if slot.key not in known:
+            for root in np.unique(roots[slot.map[slot.map > 0]]):
+                reasons.setdefault(int(root), f"read by {slot.module}, which runs in training only")
+    for root, reason in reasons.items():
+        w.freeze([found[again.names[u]] for u in np.flatnonzero(roots == root) if again.names[u] in found], reason)
 
 
 def _plan(w: Watcher, model: nn.Module, blocks: list[Block]) -> Plan:
@@ -122,7 +155,11 @@ def _attributes(w: Watcher, model: nn.Module, gate: np.ndarray, plan: Plan) -> l
         if (slot.map < 0).any() or not slot.reads or "." not in slot.module:
             continue
         per = len(slot.map) // len(units)
-        if per * len(units) != len(slot.map) or per < 2 or not np.array_equal(slot.map, np.repeat(slot.map[::per], per)):
+        if (
+            per * len(units) != len(slot.map)
+            or per < 2
+            or not np.array_equal(slot.map, np.repeat(slot.map[::per], per))
+        ):
             continue
         owner = slot.module.rsplit(".", 1)[0]
         module = model.get_submodule(owner)

@@ -99,6 +99,11 @@ def _logits(out: Any) -> Tensor:
     return out[0] if isinstance(out, (tuple, list)) else out
 
 
+def _finite(x: Any, name: str) -> None:
+    if isinstance(x, Tensor) and not bool(torch.isfinite(x).all()):
+        raise DataError(f"{name}: the inputs hold NaN or infinite values")
+
+
 @torch.no_grad()
 def evaluate(model: nn.Module, data: Any, batch_size: int, classes: int) -> tuple[float, list[float | None], float]:
     """Accuracy, accuracy by class (None where a class has no examples), and mean loss."""
@@ -108,6 +113,8 @@ def evaluate(model: nn.Module, data: Any, batch_size: int, classes: int) -> tupl
     for start in range(0, len(data), batch_size):
         x, y = data.batch(np.arange(start, min(start + batch_size, len(data))))
         logits = _logits(model(x.to(device))).float().cpu()
+        if not bool(torch.isfinite(logits).all()):
+            _finite(x, getattr(data, "name", "the data"))
         hits.append(logits.argmax(1) == y)
         losses += float(F.cross_entropy(logits, y, reduction="sum"))
     hit = torch.cat(hits).numpy()
@@ -166,7 +173,9 @@ class Trainer:
                 out = _logits(self.model(self.example))
         except Exception as error:
             shape = tuple(self.example.shape[1:])
-            raise ModelError(f"the network does not run on an input of shape {shape}: {str(error).splitlines()[0]}") from None
+            raise ModelError(
+                f"the network does not run on an input of shape {shape}: {str(error).splitlines()[0]}"
+            ) from None
         finally:
             self.model.train(mode)
         if not isinstance(out, Tensor) or out.dim() != 2:
@@ -209,10 +218,21 @@ class Trainer:
             for group in self.optimizer.param_groups:
                 group["lr"] = learning_rate(self.recipe, step, self.steps, self.per_epoch)
             self.optimizer.zero_grad(set_to_none=True)
-            loss = self._loss(x, y)
+            try:
+                loss = self._loss(x, y)
+            except (RuntimeError, ValueError, TypeError) as error:
+                # Nothing but the network's own layers runs there, in training mode and on augmented inputs for the first time.
+                raise ModelError(
+                    f"the network does not train on inputs of shape {tuple(x.shape[1:])}: {str(error).splitlines()[0]}"
+                ) from error
             value = float(loss.detach())
             if not math.isfinite(value):
-                kept = f"the checkpoint of epoch {self.epoch} is kept in {self.out}" if self.epoch else "no epoch was finished"
+                _finite(x, getattr(self.train, "name", "the training data"))
+                kept = (
+                    f"the checkpoint of epoch {self.epoch} is kept in {self.out}"
+                    if self.epoch
+                    else "no epoch was finished"
+                )
                 raise ModelError(f"the loss became {value} at step {step + 1} of {self.steps}; {kept}; lower --rate")
             loss.backward()
             if self.recipe.clip is not None:
@@ -323,7 +343,11 @@ def layer_costs(pruner: ComplexityAware) -> list[dict[str, Any]]:
     for op in pruner.original.ops:
         row = rows.setdefault(op.module or "(attention)", {"flops": [0.0, 0.0], "params": [0.0, 0.0]})
         outs = np.array([len(op.out_map), alive[_last(op.out_map, len(alive))].sum()])
-        ins = np.array([1, 1]) if op.in_map is None else np.array([len(op.in_map), alive[_last(op.in_map, len(alive))].sum()])
+        ins = (
+            np.array([1, 1])
+            if op.in_map is None
+            else np.array([len(op.in_map), alive[_last(op.in_map, len(alive))].sum()])
+        )
         pairs = (outs * ins).astype(float)
         pairs[1] *= all(alive[b] for b in op.blocks)
         for k in (0, 1):
