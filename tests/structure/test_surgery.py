@@ -131,6 +131,22 @@ def test_optimizer_state_is_carried_over(make_optimizer) -> None:
     assert before.net[0].weight.shape != model.net[0].weight.shape
 
 
+def test_factored_optimizer_state_is_cut_along() -> None:
+    """Adafactor keeps a mean over rows and one over columns, a 1 in place of the dimension."""
+    model, x = make("mlp")
+    plan = analyse(model, x)
+    optimizer = torch.optim.Adafactor(model.parameters())
+    model(x).square().mean().backward()
+    optimizer.step()
+    alive = keep_working(plan, np.random.default_rng(0).random(plan.n_gates) < 0.5)
+    model, _ = cut(model, plan, alive, [optimizer])
+    state = optimizer.state[model.net[0].weight]
+    assert state["row_var"].shape == (model.net[0].out_features, 1)
+    optimizer.zero_grad()
+    model(x).square().mean().backward()
+    optimizer.step()
+
+
 def test_cut_with_the_last_loss_still_alive_trains_on() -> None:
     """A loss kept from before holds the old gradient accumulators; training must not trip over their shapes."""
     model, x = make("residual")

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from tweaknn.cli.app import run
-from tweaknn.errors import InputError
+from tweaknn.errors import InputError, ModelError
 from tweaknn.inputs import Preprocess, load_model
 from tweaknn.structure import ComplexityAware, analyse
 from tweaknn.structure.teaching import taught
@@ -100,6 +100,22 @@ def test_units_read_by_a_head_of_training_stay() -> None:
 def test_several_labels_are_refused(root: Path, capsys) -> None:
     assert train(root, "several", "several.npz") == 2
     assert "several labels" in capsys.readouterr().err
+    (root / "three.py").write_text("import torch.nn as nn\ndef make(): return nn.Sequential(nn.Flatten(), nn.Linear(64, 3))\n")
+    data = f"{root}/several.npz"
+    assert run(["compare", "--model", f"{root}/three.py:make", "--train", data, "--test", data, "--target", "1",
+                "--methods", "bias", "--out", f"{root}/compared"]) == 2  # fmt: skip
+    assert "one class an example" in capsys.readouterr().err
+
+
+def test_a_network_that_is_gated_or_cannot_be_copied_is_said_so() -> None:
+    net, x = Auxiliary(), torch.randn(2, 3, 8, 8)
+    pruner = ComplexityAware(net, x, steps=10, params=0.9)
+    with pytest.raises(ModelError, match="gated already"):
+        analyse(net, x)
+    pruner.compact()
+    torch.nn.utils.weight_norm(net.b)
+    with pytest.raises(ModelError, match="cannot be copied"):
+        analyse(net, x)
 
 
 def test_pictures_get_the_channels_the_network_takes(root: Path) -> None:
@@ -110,7 +126,8 @@ def test_pictures_get_the_channels_the_network_takes(root: Path) -> None:
 def test_colour_numbers_are_standardised_by_channel(root: Path) -> None:
     assert train(root, "colour", "colour.npz", model="colour") == 0
     said = load_model(f"{root}/colour").preprocess
-    assert isinstance(said, Preprocess) and said.mean is not None
+    assert isinstance(said, Preprocess)
+    assert said.mean is not None
     assert said.mean[2] == pytest.approx(9 * said.mean[0], rel=1e-3)
     assert said.note.startswith("preprocessing is what it was trained with")
     assert run(["diagnose", "--model", f"{root}/colour", "--data", f"{root}/colour.npz"]) == 0
@@ -120,7 +137,8 @@ def test_a_datasets_own_tensors_are_left_as_they_are(root: Path, capsys) -> None
     assert train(root, "tensors", f"{root}/net.py:tensors") == 0
     assert "standardised" not in capsys.readouterr().err
     said = load_model(f"{root}/tensors").preprocess
-    assert isinstance(said, Preprocess) and said.mean is None
+    assert isinstance(said, Preprocess)
+    assert said.mean is None
 
 
 @pytest.mark.parametrize("side", ["train", "validation"])

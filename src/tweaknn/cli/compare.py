@@ -110,6 +110,8 @@ def command(
         name: None if spec is None else o.open_data(spec, opened, group=where, skip_unreadable=skip_unreadable)
         for name, spec, where in (("train", train, group), ("validation", validation, None), ("test", test, None))
     }
+    if opened.several:
+        raise InputError("compare takes one class an example, and this network gives several labels; join takes one of them")
     assert parts["train"] is not None
     assert parts["test"] is not None
     for other in (parts["validation"], parts["test"]):

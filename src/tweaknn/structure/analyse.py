@@ -54,7 +54,12 @@ def analyse(model: nn.Module, example: Any, *, prove: bool = True, seed: int = 0
         ModelError: the network does not run on ``example``, or returns no tensor.
     """
     inputs = as_inputs(example)
-    reference = copy.deepcopy(model).cpu().eval()
+    if any("_tweaknn_gates" in m.__dict__ for m in model.modules()):
+        raise ModelError(f"{type(model).__name__} is gated already; end that run with compact() first")
+    try:
+        reference = copy.deepcopy(model).cpu().eval()
+    except RuntimeError as error:  # torch.nn.utils.weight_norm of old
+        raise ModelError(f"{type(model).__name__} cannot be copied: {str(error).splitlines()[0]}") from error
     cpu = tuple(x.cpu() if isinstance(x, Tensor) else x for x in inputs)
     watcher = Watcher(reference)
     first = next((x for x in cpu if isinstance(x, Tensor)), None)
@@ -155,11 +160,7 @@ def _attributes(w: Watcher, model: nn.Module, gate: np.ndarray, plan: Plan) -> l
         if (slot.map < 0).any() or not slot.reads or "." not in slot.module:
             continue
         per = len(slot.map) // len(units)
-        if (
-            per * len(units) != len(slot.map)
-            or per < 2
-            or not np.array_equal(slot.map, np.repeat(slot.map[::per], per))
-        ):
+        if per * len(units) != len(slot.map) or per < 2 or not np.array_equal(slot.map, np.repeat(slot.map[::per], per)):
             continue
         owner = slot.module.rsplit(".", 1)[0]
         module = model.get_submodule(owner)

@@ -121,8 +121,10 @@ def _shrink(
     for optimizer in optimizers:
         state = optimizer.state.get(tensor, {})
         for key, value in state.items():
-            if isinstance(value, Tensor) and value.shape == shape and value.dim() > 0:
-                state[key] = _take(value, dims)
+            if isinstance(value, Tensor) and value.dim() == len(shape) > 0:
+                # Factored moments (Adafactor) have a 1 where they are means over a dimension.
+                own = [(dim, index) for dim, index in dims if value.shape[dim] == shape[dim] > 1 or value.shape == shape]
+                state[key] = _take(value, own) if own else value
 
 
 def refresh(module: nn.Module) -> None:

@@ -173,9 +173,7 @@ class Trainer:
                 out = _logits(self.model(self.example))
         except Exception as error:
             shape = tuple(self.example.shape[1:])
-            raise ModelError(
-                f"the network does not run on an input of shape {shape}: {str(error).splitlines()[0]}"
-            ) from None
+            raise ModelError(f"the network does not run on an input of shape {shape}: {str(error).splitlines()[0]}") from None
         finally:
             self.model.train(mode)
         if not isinstance(out, Tensor) or out.dim() != 2:
@@ -228,11 +226,7 @@ class Trainer:
             value = float(loss.detach())
             if not math.isfinite(value):
                 _finite(x, getattr(self.train, "name", "the training data"))
-                kept = (
-                    f"the checkpoint of epoch {self.epoch} is kept in {self.out}"
-                    if self.epoch
-                    else "no epoch was finished"
-                )
+                kept = f"the checkpoint of epoch {self.epoch} is kept in {self.out}" if self.epoch else "no epoch was finished"
                 raise ModelError(f"the loss became {value} at step {step + 1} of {self.steps}; {kept}; lower --rate")
             loss.backward()
             if self.recipe.clip is not None:
@@ -343,11 +337,7 @@ def layer_costs(pruner: ComplexityAware) -> list[dict[str, Any]]:
     for op in pruner.original.ops:
         row = rows.setdefault(op.module or "(attention)", {"flops": [0.0, 0.0], "params": [0.0, 0.0]})
         outs = np.array([len(op.out_map), alive[_last(op.out_map, len(alive))].sum()])
-        ins = (
-            np.array([1, 1])
-            if op.in_map is None
-            else np.array([len(op.in_map), alive[_last(op.in_map, len(alive))].sum()])
-        )
+        ins = np.array([1, 1]) if op.in_map is None else np.array([len(op.in_map), alive[_last(op.in_map, len(alive))].sum()])
         pairs = (outs * ins).astype(float)
         pairs[1] *= all(alive[b] for b in op.blocks)
         for k in (0, 1):
