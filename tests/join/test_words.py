@@ -87,3 +87,23 @@ def test_what_was_set_aside_is_not_cross_fitted_as_well():
     scarce = SynapticJoin(method="fit").fit(Shifted(9.0), examples(300, 0), targets=["a"], classes=["a", "b"])
     assert scarce.settings["folds"] == 5
     assert scarce.settings["n_validation"] == 300
+
+
+def test_validation_examples_that_are_training_examples_are_said():
+    """Wholly or in part, in another order and in batches of another size; others are not, repeated rows neither."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    x, y = torch.randn(300, 4), torch.arange(300) % 3
+    other = torch.randn(150, 4)
+    join = SynapticJoin(method="fit", base_saw="none")
+
+    def said(validation):
+        labels = torch.arange(len(validation)) % 3
+        return [w for w in join.fit(net, (x, y), (validation, labels), targets=[1]).warnings if "as well: what was fitted" in w]
+
+    assert len(said(x.flip(0)[2:])) == 1  # the labels of position k are those of example 299 - k - 2
+    assert said(other) == []
+    assert said(torch.cat([other, x[:1].expand(60, 4)])) == []
+    ready = join.prepare(net, DataLoader(TensorDataset(x, y), 64), DataLoader(TensorDataset(x[30:90], y[30:90]), 7))
+    found = join.choose(ready, [1]).warnings
+    assert any("at least 60 of the 60" in w for w in found)

@@ -123,6 +123,15 @@ def test_pictures_get_the_channels_the_network_takes(root: Path) -> None:
     assert json.loads((root / "p.json").read_text())["mend"]["targets"] == ["a, b"]
 
 
+def test_a_folder_of_old_reads_pictures_too(root: Path) -> None:
+    assert train(root, "old", "grey.npz") == 0
+    file = root / "old" / "structure.json"
+    record = json.loads(file.read_text())
+    record["preprocess"]["channels"] = None
+    file.write_text(json.dumps(record))
+    assert load_model(f"{root}/old").preprocess(Image.new("RGBA", (8, 8))).shape == (1, 8, 8)
+
+
 def test_colour_numbers_are_standardised_by_channel(root: Path) -> None:
     assert train(root, "colour", "colour.npz", model="colour") == 0
     said = load_model(f"{root}/colour").preprocess

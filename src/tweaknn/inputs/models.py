@@ -209,6 +209,9 @@ def _from_directory(text: str, weights: str | Path | None) -> LoadedModel:
     module = loaded if isinstance(loaded, nn.Module) else loaded.module
     preprocess = getattr(loaded, "preprocess", None)
     if isinstance(preprocess, Preprocess):
+        plain = _plain_preprocess(module)[0]
+        if preprocess.channels is None and plain is not None:
+            preprocess = replace(preprocess, channels=plain.channels)  # pictures of any kind, though it was trained on grey ones
         preprocess = replace(preprocess, note=f"preprocessing is what it was trained with: {preprocess.describe()}")
     preprocess = preprocess if preprocess is not None else _plain_preprocess(module)[0]
     names = getattr(loaded, "classes", None) or _names(module, text)

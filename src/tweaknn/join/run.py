@@ -28,7 +28,7 @@ from tweaknn.join.settle import settle
 from tweaknn.join.size import limit_of
 from tweaknn.join.splits import holdout
 from tweaknn.join.table import PooledTable, read_pooled, stored_pooled
-from tweaknn.join.warnings import base_saw_warnings, cautious, thin_warnings
+from tweaknn.join.warnings import base_saw_warnings, cautious, overlap_warnings, thin_warnings
 from tweaknn.measure import per_class_accuracy
 from tweaknn.network.fingerprint import fingerprint
 from tweaknn.network.reader import Reader
@@ -204,6 +204,7 @@ class SynapticJoin:
         warnings = [
             *prepared.notes,
             *plan.notes,
+            *overlap_warnings(prepared.train_table, prepared.validation_table),
             *base_saw_warnings(self.base_saw, prepared.train_table, prepared.validation_table, plan),
             *thin_warnings(plan.choice.labels, names, chosen_targets, promise),
         ]

@@ -17,6 +17,9 @@ FEW = 100
 """Below so many validation examples a floor on a class's accuracy holds only by several points either way."""
 
 
+SHARED = 0.05
+"""Share of the validation examples that may be met among the training examples before it is said: data repeat themselves a little."""
+
 SEEN = 2.0
 """How many times the caution is taken where the base was trained on the examples that are chosen on: a judgement, whose effect could not
 be measured (docs/results/operating.md)."""
@@ -60,6 +63,25 @@ def base_saw_warnings(
     if right_v == n_v:
         return ["the base makes no mistake on validation, which suggests that it was trained on it"]
     return []
+
+
+def overlap_warnings(train: PooledTable, validation: PooledTable) -> list[str]:
+    """Whether the same examples were given for the fit and for the choice: then every figure is one of training."""
+    if validation is train:
+        return []
+    # The same example gives the same logits, but for its neighbours in a batch; what many share (saturated or repeated rows) tells nothing.
+    once = []
+    for table in (train, validation):
+        keys = np.round(np.column_stack([table.logits[:, :16], table.labels]), 3) + 0.0
+        rows, counts = np.unique(keys, axis=0, return_counts=True)
+        once.append({row.tobytes() for row in rows[counts == 1]})
+    both = len(once[0] & once[1])
+    if both < max(3, SHARED * len(validation.labels)):
+        return []
+    return [
+        f"at least {both} of the {len(validation.labels)} validation examples are among the training examples as well: what was fitted to "
+        "them is chosen on them, so these figures flatter and the promise means little; leave --validation out, or give other examples"
+    ]
 
 
 def cautious(base_saw: str | None, prepared: Any, plan: Arrangement) -> float:
