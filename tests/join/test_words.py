@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from tweaknn import SynapticJoin
+from tweaknn import Promise, SynapticJoin
 from tweaknn.errors import InputError
 from tweaknn.join.candidates import CONTROLS
 
@@ -107,3 +107,18 @@ def test_validation_examples_that_are_training_examples_are_said():
     ready = join.prepare(net, DataLoader(TensorDataset(x, y), 64), DataLoader(TensorDataset(x[30:90], y[30:90]), 7))
     found = join.choose(ready, [1]).warnings
     assert any("at least 60 of the 60" in w for w in found)
+
+
+def test_weights_of_no_target_are_refused_and_those_that_say_nothing_change_nothing():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    x, y = torch.randn(600, 4), torch.arange(600) % 3
+    x[:, 0] += y
+    join = SynapticJoin(method="fit", base_saw="none")
+    ready = join.prepare(net, (x[:300], y[:300]), (x[300:], y[300:]))
+    plain = join.choose(ready, [1])
+    join.promise = Promise("floors", weights={1: 5.0})
+    assert torch.equal(plain.require().bias, join.choose(ready, [1]).require().bias)
+    join.promise = Promise("floors", weights={"2": 5.0})
+    with pytest.raises(InputError, match="no target"):
+        join.choose(ready, [1])

@@ -91,6 +91,22 @@ class Promise:
             specificity=positions(self.specificity),
         )
 
+    def weighed(self, targets: Sequence[int], classes: Sequence[str], named: Collection[Any] = ()) -> Promise:
+        """The same promise for these targets: without weights where they are all alike and so say nothing.
+
+        Raises:
+            InputError: a weight belongs to no target.
+        """
+        keys = list(named) or [classes[j] for j in targets]
+        given: dict[Any, float] = {}
+        for key, value in self.weights.items():
+            whose = key if key in keys or named else classes[class_position(key, classes, len(classes))]
+            if whose not in keys:
+                raise InputError(f"A weight is given for {key}, which is no target; the targets are {', '.join(map(str, keys))}.")
+            given[whose] = value
+        alike = len({given.get(key, 1.0) for key in keys}) == 1 and any(given.get(key, 1.0) for key in keys)
+        return replace(self, weights={}) if alike else self
+
     def to_dict(self) -> dict[str, Any]:
         """The fields that say something, ready for JSON."""
         out: dict[str, Any] = {"kind": self.kind, "tolerance": self.tolerance}

@@ -201,6 +201,7 @@ class SynapticJoin:
             seed=self.seed,
         )
         chosen_targets = self._targets(plan, targets, worst, names)
+        promise = promise.weighed(chosen_targets, names, plan.choice_masks)
         warnings = [
             *prepared.notes,
             *plan.notes,
