@@ -84,6 +84,11 @@ def test_adding_replacing_and_removing():
     assert bank.names == ["d1", "d2", "new"]
 
 
+def test_a_batch_of_nothing_gives_nothing():
+    with torch.no_grad():
+        assert DeltaBank(NET, some(2))(examples(3)[:0], []).shape == NET(examples(3)[:0]).shape
+
+
 def test_networks_that_only_hooks_can_read():
     net = network(Branching)
     reader = Reader(net, examples(2))

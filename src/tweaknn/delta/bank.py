@@ -136,7 +136,7 @@ class DeltaBank(nn.Module):
         with self._lease(names) as (slots, attached, net):
             device = x.device
             if not attached:
-                return net(x, torch.tensor(slots, device=device))
+                return net(x, torch.tensor(slots, dtype=torch.int64, device=device))
             parts: list[tuple[Tensor, Tensor]] = []
             for name in {name for name in names if name in attached}:
                 rows = torch.tensor([i for i, each in enumerate(names) if each == name], device=device)
