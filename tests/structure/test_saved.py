@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -132,6 +133,34 @@ def test_damage_and_absence(tmp_path: Path) -> None:
         load_directory(folder)
     with pytest.raises(ModelError, match="not a trained directory"):
         load_directory(tmp_path)
+
+
+def test_a_save_killed_between_its_files_is_refused_not_mixed(tmp_path: Path, monkeypatch) -> None:
+    """Two networks of one shape: the weights of the second must not be read with the classes and preprocessing of the first."""
+    folder, _, _ = cut_and_save(tmp_path)
+    model = load_directory(folder)
+    with torch.no_grad():
+        model.linear.weight.add_(1.0)
+    replace, done = os.replace, []
+
+    def killed(source, target):
+        if done:
+            raise KeyboardInterrupt
+        done.append(target)
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        save_directory(folder, model, model.tweaknn_origin, classes=list("dcba"))
+    monkeypatch.undo()
+    with pytest.raises(ModelError, match="of another run"):
+        load_directory(folder)
+    save_directory(folder, model, model.tweaknn_origin, classes=list("dcba"))
+    assert load_directory(folder).classes == list("dcba")
+    record = json.loads((folder / "structure.json").read_text())
+    del record["weights_sha256"]  # as written by earlier versions
+    (folder / "structure.json").write_text(json.dumps(record))
+    assert load_directory(folder).classes == list("dcba")
 
 
 def test_code_inside_the_directory_is_not_run(tmp_path: Path) -> None:

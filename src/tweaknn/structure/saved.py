@@ -138,6 +138,8 @@ def save_directory(
         work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
         try:
             save_file(state, work / WEIGHTS)
+            # Two files cannot be replaced at once: a crash between them must not leave one network's weights under another's description.
+            record["weights_sha256"] = hashlib.sha256((work / WEIGHTS).read_bytes()).hexdigest()
             (work / STRUCTURE).write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
             target.mkdir(exist_ok=True)
             for name in (WEIGHTS, STRUCTURE):
@@ -257,6 +259,7 @@ def load_directory(path: str | Path) -> nn.Module:
         raise ModelError(f"'{root}' has no {WEIGHTS}") from None
     except Exception as error:
         raise ModelError(f"'{root / WEIGHTS}' cannot be read (truncated or altered): {error}") from None
+    _check_pair(root, record)
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
@@ -268,6 +271,16 @@ def load_directory(path: str | Path) -> nn.Module:
     model.tweaknn_origin = Origin(spec, record["num_classes"], [(a, b) for a, b in record["branches"]],
                                   list(record["attention"]), dict(record["attributes"]))  # type: ignore[assignment]  # fmt: skip
     return model
+
+
+def _check_pair(root: Path, record: dict[str, Any]) -> None:
+    """Folders made before the hash was kept have none, and pass."""
+    wanted = record.get("weights_sha256")
+    if wanted is not None and hashlib.sha256((root / WEIGHTS).read_bytes()).hexdigest() != wanted:
+        raise ModelError(
+            f"'{root / WEIGHTS}' was altered, or is of another run than its {STRUCTURE} (was saving interrupted?); "
+            "train again into this folder, with --resume where a checkpoint is left"
+        )
 
 
 def _preprocess(values: dict[str, Any] | None, root: Path) -> Any:
