@@ -212,3 +212,14 @@ def test_a_teacher_sees_its_own_numbers_and_answers_in_the_students_order() -> N
         taught(teacher, ours, ["a", "b", "d"], ours, ["a", "b", "c"], "teacher")
     with pytest.raises(InputError, match="another size"):
         taught(teacher, Preprocess(resize=64), None, ours, ["a", "b", "c"], "teacher")
+
+
+def test_names_are_printed_as_they_are(root: Path, capsys) -> None:
+    names = ["[red]j", "[/b]", ":cat:", "[bold]x[/bold] y"]
+    found = np.load(root / "grey.npz")
+    np.savez(root / "names.npz", x=found["x"], y=found["y"], classes=np.array(names))
+    assert train(root, "names", "names.npz") == 0
+    shown = capsys.readouterr().out
+    assert run(["diagnose", "--model", f"{root}/names", "--data", f"{root}/names.npz"]) == 0
+    for text in (shown, capsys.readouterr().out):
+        assert all(name in text for name in names)

@@ -58,7 +58,7 @@ def command(
     base_logits, labels = collect_logits(model, loader(data.test))
     logits, _ = collect_logits(tweaked, loader(data.test))
     comparison = compare_logits(base_logits, logits, labels, CLASSES)
-    out.print("\n[bold]On test digits that nothing was chosen on:[/bold]")
+    out.print("\nOn test digits that nothing was chosen on:", style="bold")
     show_comparison(comparison, mark=result.targets)
     picture = out_dir / "before-after.png"
     before_after(comparison, picture, targets=result.targets)
