@@ -264,8 +264,9 @@ def _wish(text: str, classes: list[str] | None) -> tuple[list[str] | None, int |
     targets = [text] if classes is not None and text in classes else [part for part in text.split(",") if part]
     if not targets:
         raise InputError("--mend takes CLASS, CLASS,CLASS or worst:K")
-    for name in targets if classes is not None else ():
-        class_position(name, classes, len(classes))
+    if classes is not None:
+        for name in targets:
+            class_position(name, classes, len(classes))
     return targets, None
 
 

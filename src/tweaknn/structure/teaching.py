@@ -16,6 +16,10 @@ from ..inputs.preprocess import Preprocess
 class Taught(nn.Module):
     """``teacher`` seen by a student: inputs renormalised (``x * factor + shift``, a value a channel), outputs reordered."""
 
+    factor: Tensor | None
+    shift: Tensor | None
+    order: Tensor | None
+
     def __init__(self, teacher: nn.Module, factor: Tensor | None, shift: Tensor | None, order: list[int] | None):
         super().__init__()
         self.teacher = teacher
@@ -25,7 +29,7 @@ class Taught(nn.Module):
 
     def forward(self, x: Tensor) -> Any:
         """The teacher's scores of the student's input, in the student's order."""
-        if self.factor is not None:
+        if self.factor is not None and self.shift is not None:
             shape = (1, -1) + (1,) * (x.dim() - 2)
             x = x * self.factor.reshape(shape) + self.shift.reshape(shape)
         out = self.teacher(x)
@@ -57,7 +61,7 @@ def taught(
         order = [list(names).index(name) for name in classes]
     factor = shift = None
     if isinstance(said, Preprocess) and isinstance(preprocess, Preprocess):
-        plain = {"mean": None, "std": None, "note": "", "interpolation": "bilinear", "channels": None}
+        plain: dict[str, Any] = {"mean": None, "std": None, "note": "", "interpolation": "bilinear", "channels": None}
         if dataclasses.replace(said, **plain) != dataclasses.replace(preprocess, **plain):
             raise InputError(
                 f"{what} sees pictures of another size ({said.describe()}) than the student ({preprocess.describe()}); "
