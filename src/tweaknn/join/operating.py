@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 
 from tweaknn.errors import InputError
-from tweaknn.join.counting import TargetSet, caution_of, rules_of, target_sets, why
-from tweaknn.join.lattice import least_biases
+from tweaknn.join.counting import caution_of, rules_of, target_sets, why
 from tweaknn.join.promise import Promise
-from tweaknn.join.search import Rules, Search, nearest_flips
-from tweaknn.join.starts import Effort, moves_of, starts_of
+from tweaknn.join.search import Rules
+from tweaknn.join.solve import shortfall, solve
+from tweaknn.join.starts import Effort
 
 ROUNDS = 2
 """How often the size of a standard error is estimated anew at the point that was found with the last one."""
@@ -122,15 +122,15 @@ def operate(
     sets = target_sets(targets, y, c, classes, promise)
     words = [str(k) for k in (classes if classes is not None else range(c))]
     rules = rules_of(base, y, sets, promise, c, margins)
-    bias, short = _search(z, y, rules, sets, effort, starts)
+    bias, short = solve(z, y, rules, sets, effort, starts)
     cautious = bool(np.any(np.asarray(caution) > 0))
     for _ in range(ROUNDS if cautious else 0):
         more = caution_of(base, z + bias, y, sets, promise, caution)
         rules = rules_of(base, y, sets, promise, c, margins, more)
-        if _shortfall(z, y, rules, bias) <= 0:
+        if shortfall(z, y, rules, bias) <= 0:
             short = 0.0
             break  # what was found is cautious enough by its own measure
-        bias, short = _search(z, y, rules, sets, effort, [bias, *starts])
+        bias, short = solve(z, y, rules, sets, effort, [bias, *starts])
     return _point(base, z, y, bias, sets, rules, promise, words, short, cautious)
 
 
@@ -145,96 +145,7 @@ def standing(
     words = [str(k) for k in (classes if classes is not None else range(c))]
     rules = rules_of(base, y, sets, promise, c)
     bias = np.zeros(c, dtype=np.float32)
-    return _point(base, z, y, bias, sets, rules, promise, words, _shortfall(z, y, rules, bias), False)
-
-
-def _search(
-    z: np.ndarray, y: np.ndarray, rules: Rules, sets: list[TargetSet], effort: Effort, starts: Sequence[np.ndarray]
-) -> tuple[np.ndarray, float]:
-    """Best biases found, and by how much they miss the rules."""
-    search = Search(z, y, rules)
-    best, best_key = np.zeros(search.c, dtype=np.float32), None
-    for candidate in _candidates(search, sets, effort, starts):
-        candidate = _settle(search, candidate)
-        value, short = search.evaluate(candidate.astype(np.float64))
-        key = (-round(short, 12), round(value, 12), -float(np.abs(candidate).sum()))
-        if best_key is None or key > best_key:
-            best, best_key = candidate, key
-    assert best_key is not None
-    return best, -best_key[0]
-
-
-def _shortfall(z: np.ndarray, y: np.ndarray, rules: Rules, bias: np.ndarray) -> float:
-    return Search(z, y, rules).evaluate(bias.astype(np.float64))[1]
-
-
-def _candidates(search: Search, sets: list[TargetSet], effort: Effort, given: Sequence[np.ndarray]):
-    """Bias vectors worth counting. With floors alone and one target the least fixed point is the optimum: nothing else is tried."""
-    floors = _only_floors(search.rules)
-    fixed = np.isin(np.arange(search.c), [j for t in sets for j in t.positions])
-    yield np.zeros(search.c)
-    if floors:
-        exact, possible = least_biases(search.z, search.y, search.rules.need, np.zeros(search.c), fixed)
-        yield exact
-        bound = search.rules.need[~fixed & np.isin(np.arange(search.c), search.y)] > 0
-        proven = possible and search.evaluate(exact)[1] <= 0  # the climb from below may have met its cap
-        if fixed.sum() == 1 and proven and sets[0].position is not None and bound.all():
-            return
-    moves = moves_of(search.c, sets, effort)
-    large = search.n * search.c > effort.large
-    for start in starts_of(search, given, effort, large):
-        found = start
-        yield start
-        for mu in effort.penalties[-1:] if large else effort.penalties:
-            for window in effort.windows if mu == effort.penalties[0] else effort.windows[1:]:
-                found = search.climb(found, moves, window, mu, 2 if large else effort.sweeps)
-        yield found
-        if floors:
-            yield from _descend(search, found, fixed, effort)
-
-
-def _only_floors(rules: Rules) -> bool:
-    return not (np.isfinite(rules.need_all) or np.isfinite(rules.most_false).any() or rules.price.any())
-
-
-def _descend(search: Search, bias: np.ndarray, fixed: np.ndarray, effort: Effort):
-    """Several targets: pattern search over *their* biases, the other classes' being the exact least ones for each trial."""
-    def trial(b: np.ndarray) -> tuple[tuple[float, float], np.ndarray]:
-        found, _ = least_biases(search.z, search.y, search.rules.need, b, fixed)
-        value, short = search.evaluate(found)
-        return (-round(short, 12), value), found
-
-    key, best = trial(bias)
-    targets = np.flatnonzero(fixed)
-    spent = 1
-    large = search.n * search.c > effort.large
-    most = min(effort.trials, 4 * len(targets)) if large else effort.trials
-    for step in effort.steps[:1] if large else effort.steps:
-        improved = True
-        while improved and spent < most:
-            improved = False
-            for j in targets:
-                for s in (step, -step):
-                    b = best.copy()
-                    b[j] += s
-                    new_key, found = trial(b)
-                    spent += 1
-                    if new_key > key:
-                        key, best, improved = new_key, found, True
-    yield best
-
-
-def _settle(search: Search, bias: np.ndarray) -> np.ndarray:
-    """Centre each bias between the nearest flips on either side (no prediction changes), median 0, float32."""
-    bias = bias.astype(np.float64)
-    for _ in range(2):
-        up, down = nearest_flips(search.z, bias)
-        # Moving all classes at once must keep every prediction: half of the half is always safe for pairs.
-        step = np.where(np.isfinite(up) & np.isfinite(down), (up + down) / 4, 0.0)
-        if np.abs(step).max() < 1e-9:
-            break
-        bias = bias + step
-    return (bias - np.median(bias)).astype(np.float32)
+    return _point(base, z, y, bias, sets, rules, promise, words, shortfall(z, y, rules, bias), False)
 
 
 def _point(

@@ -14,7 +14,7 @@ from tweaknn.join.comparison import compare_logits
 from tweaknn.join.operating import OperatingPoint, operate, standing
 from tweaknn.join.promise import Promise
 from tweaknn.join.setting import Candidate, Setting
-from tweaknn.join.starts import QUICK
+from tweaknn.join.starts import LIGHT, QUICK
 
 STRENGTHS = (1.0, 0.75, 0.5, 0.25)
 """Multiples of a fitted delta among which validation chooses."""
@@ -60,10 +60,16 @@ def best_strength(
         scaled = logits if strength == 1.0 else base + np.float32(strength) * (logits - base)
         point = operate(
             base, scaled, labels, setting.aims, setting.promise, classes=setting.classes, caution=caution,
-            starts=[] if near is None else [near], effort=None if near is None else QUICK,
+            starts=[] if near is None else [near], effort=LIGHT if near is None else QUICK,
         )  # fmt: skip
         tried.append(((point.feasible, round(point.value, 12), point.overall), point, strength, scaled))
     _, point, strength, scaled = max(tried, key=lambda row: row[0])
+    if near is None:
+        more = operate(
+            base, scaled, labels, setting.aims, setting.promise, classes=setting.classes, caution=caution, starts=[point.bias]
+        )
+        if (more.feasible, round(more.value, 12), more.overall) > (point.feasible, round(point.value, 12), point.overall):
+            point = more
     return point, strength, scaled
 
 
@@ -112,7 +118,7 @@ def second_thought(setting: Setting, logits: np.ndarray, point: OperatingPoint) 
         weights={j: float(counts[j]) for j in floors},
     )
     base_logits = setting.validation.logits
-    found = operate(base_logits, logits, labels, list(floors), everybody, starts=[point.bias])
+    found = operate(base_logits, logits, labels, list(floors), everybody, starts=[point.bias], effort=LIGHT)
     if not found.feasible or found.overall <= point.overall:
         return point
     target = float(found.per_class[targets].mean())
