@@ -70,6 +70,17 @@ def test_join_writes_a_file_and_figures(folder, joined):
     assert figures["candidates"][figures["chosen"]]["worst_drop"] >= 0
 
 
+def test_evaluate_measures_latency_on_request(folder, joined, capsys):
+    common = ["--model", f"{folder}/net.py:make", "--weights", f"{folder}/base.pt", "--data", f"{folder}/test.npz"]
+    out = folder / "latency.json"
+    assert run(["evaluate", *common, "--delta", str(joined), "--latency", "--json", str(out)]) == 0
+    found = json.loads(out.read_text())["latency"]
+    assert list(found) == ["1", "128"]
+    assert all(f["low"] <= f["ratio"] <= f["high"] and f["slow"] == (f["low"] > 1.1) for f in found.values())
+    assert "time with the delta by time without" in "".join(capsys.readouterr())
+    assert run(["evaluate", *common, "--latency"]) == 2, "nothing to compare with"
+
+
 def test_evaluate_base_and_tweaked(folder, joined, capsys):
     base = folder / "base.json"
     common = ["--model", f"{folder}/net.py:make", "--weights", f"{folder}/base.pt", "--data", f"{folder}/test.npz"]

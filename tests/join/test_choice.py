@@ -36,7 +36,7 @@ def fake(name, right, labels, loss, feasible=True, base=0.5):
 
 def setting(n):
     labels = np.repeat([0, 1], n)
-    return labels, SimpleNamespace(validation=SimpleNamespace(labels=labels), targets=(0,), subclasses={})
+    return labels, SimpleNamespace(validation=SimpleNamespace(labels=labels), targets=(0,), subclasses={}, work=0)
 
 
 def wrong(n, count, start=0):

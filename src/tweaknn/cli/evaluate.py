@@ -16,6 +16,9 @@ from tweaknn.errors import DeltaError, InputError
 from tweaknn.join.comparison import Comparison, compare_logits
 from tweaknn.measure import Measures, measure
 from tweaknn.measure.drift import Drift, compare
+from tweaknn.measure.latency import paired_latency
+from tweaknn.measure.latency import sentence as slow_or_not
+from tweaknn.measure.latency import warning as too_slow
 from tweaknn.network.outputs import collect_logits
 
 
@@ -36,6 +39,9 @@ def command(
     device: o.Device = "cpu",
     batch_size: o.BatchSize = 128,
     skip_unreadable: o.Skip = False,
+    latency: Annotated[
+        bool, typer.Option("--latency", help="Also measure how much longer an example, and 128 at a time, take with the delta.")
+    ] = False,
     json: o.Json = None,
 ) -> None:
     """Base and tweaked network side by side, class by class."""
@@ -52,8 +58,13 @@ def command(
         tweaked_model = around(opened, attach_all(deltas, opened.raw, example_of(opened, examples)))
         if deltas[0].n_classes > 1:
             check_classes(deltas[0], examples.classes)
+    timing: dict[str, Any] = {}
+    if latency:
+        if tweaked_model is None:
+            raise InputError("--latency compares the network with and without a delta; give --delta as well.")
+        timing = {"latency": timed(tweaked_model, opened.model, examples)}
     if opened.several:
-        return several(model, data, delta, opened, examples, tweaked_model, batch_size, json)
+        return several(model, data, delta, opened, examples, tweaked_model, batch_size, json, timing)
     with bar("Base", len(examples)) as progress:
         base, labels = collect_logits(opened.model, examples.loader(batch_size), progress=progress)
     common = {"model": model, "data": data, "deltas": [str(path) for path in delta or []], "skipped": examples.skipped}
@@ -85,7 +96,18 @@ def command(
                 warn(drift.sentence)
     if examples.skipped:
         note(f"{examples.skipped} unreadable images were not counted")
-    o.write_json(json, {**figures, **common})
+    o.write_json(json, {**figures, **timing, **common})
+
+
+def timed(tweaked: Any, base: Any, examples: Any) -> dict[str, Any]:
+    """Measured time with the delta by time without, at batch 1 and 128 (or as many examples as there are), said and as figures."""
+    most = min(128, len(examples))
+    x = examples.batch(list(range(most)))[0]
+    found = [paired_latency(tweaked, base, x, n) for n in dict.fromkeys((1, most))]
+    note(slow_or_not(found))
+    if said := too_slow(found):
+        warn(said)
+    return {str(t.batch): t.to_dict() for t in found}
 
 
 def several(
@@ -97,6 +119,7 @@ def several(
     tweaked: Any,
     batch_size: int,
     json: Path | None,
+    timing: dict[str, Any],
 ) -> None:
     """The same of a network with several labels an example."""
     from tweaknn.cli import labels
@@ -107,7 +130,7 @@ def several(
         figures["tweaked"] = labels.figures(tweaked, examples, batch_size, opened.head, "Tweaked")
         figures["deltas"] = [str(path) for path in delta or []]
     labels.show(figures["base"], figures.get("tweaked"))
-    o.write_json(json, figures)
+    o.write_json(json, {**figures, **timing})
 
 
 def conflicts(together: Comparison, alone: np.ndarray) -> list[dict[str, Any]]:

@@ -2,7 +2,9 @@
 
 The candidate with the highest target value is often just the luckiest of several (the winner's curse), the more so the fewer examples
 the targets have. Those that the data cannot tell from it, within :data:`SURE` standard errors of the paired difference, keep the same
-promise and are asked a second question, which all validation examples answer: whose log loss *as fitted* is lowest.
+promise and are asked a second question, which all validation examples answer: whose log loss *as fitted* is lowest. Those whose
+arithmetic is more than a tenth of the base's give way to lighter ones first. Arithmetic is counted, not timed: a busy machine must not
+decide which delta somebody gets.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from tweaknn.join.setting import Candidate, Setting
+from tweaknn.join.size import WORK, share_of
 
 SURE = 1.0
 """Standard errors of the difference within which two candidates count as equally good for the targets."""
@@ -26,6 +29,8 @@ def ordered(candidates: Sequence[Candidate], setting: Setting) -> list[Candidate
     helping = [c for c in level if c.point.value > c.point.base_value + 1e-12]
     if not helping:
         return ranked
+    light = [c for c in helping if (share_of(c.delta, setting.work) or 0.0) <= WORK]
+    helping = light or helping
     best = min(helping, key=lambda c: (round(_log_loss(c), 9), -c.point.value, c.delta.parameters))
     return [best, *(c for c in ranked if c is not best)]
 

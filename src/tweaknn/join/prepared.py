@@ -44,6 +44,7 @@ class Prepared:
         cross: fits and choices go fold by fold.
         apart: positions in the user's training data of ``train`` and ``validation``, where the latter was set aside from it.
         groups: of ``train`` and ``validation``.
+        work: floating-point operations of the network for one example, 0 where they cannot be counted.
         fits: what was fitted already; fits do not depend on the targets, so a second target costs an operating point only.
     """
 
@@ -58,6 +59,7 @@ class Prepared:
     cross: bool = False
     apart: tuple[np.ndarray, np.ndarray] | None = None
     groups: tuple[np.ndarray | None, np.ndarray | None] = (None, None)
+    work: int = 0
     fits: dict[tuple[Any, ...], list[Candidate]] = field(default_factory=dict, repr=False)
 
 

@@ -14,6 +14,7 @@ from tweaknn.join.choice import as_good, ordered
 from tweaknn.join.front import front
 from tweaknn.join.promise import Promise
 from tweaknn.join.setting import Candidate, Setting
+from tweaknn.join.size import WORK, share_of
 from tweaknn.join.table import PooledTable
 from tweaknn.measure import mcnemar
 from tweaknn.measure.drift import fingerprint as looks
@@ -119,6 +120,13 @@ def conclude(
             *warnings,
             f"the promise is kept by {less:g} standard errors only, not by {setting.caution:g}: validation leaves no room for more",
         ]
+    share = share_of(best.delta, setting.work)
+    if helps and share is not None and share > WORK:
+        warnings = [
+            *warnings,
+            f"the delta's arithmetic is {share:.0%} of its base's, so an attached network may well take more than 1.10 of its base's "
+            "time; `tweaknn evaluate --latency` measures it, --method fit makes a smaller delta",
+        ]
     rivals = []
     if helps and best.name not in CONTROLS:
         rivals = [c for c in ranked if c.name in CONTROLS and c.point.feasible and as_good(c, best, setting)]
@@ -135,7 +143,7 @@ def conclude(
         promise=setting.promise,
         warnings=warnings,
         sentence=said,
-        settings={**settings, "p_value_targets": p},
+        settings={**settings, "p_value_targets": p, "arithmetic": share},
         rivals=[c.name for c in rivals] if helps else [],
         certificate=certificate,
         front=front(setting, best),

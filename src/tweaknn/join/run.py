@@ -25,7 +25,7 @@ from tweaknn.join.reading import Views, reading, source_of, views_of
 from tweaknn.join.result import JoinResult, conclude
 from tweaknn.join.setting import Candidate, Setting
 from tweaknn.join.settle import settle
-from tweaknn.join.size import limit_of
+from tweaknn.join.size import base_work, limit_of
 from tweaknn.join.splits import holdout
 from tweaknn.join.table import PooledTable, read_pooled, stored_pooled
 from tweaknn.join.warnings import base_saw_warnings, cautious, overlap_warnings, thin_warnings
@@ -170,7 +170,8 @@ class SynapticJoin:
             cross = wants_cross(self.cross_fit, self.method, train.labels, parts.given, self.base_saw)
         notes = [*parts.notes, *([reader.remark] if reader.remark else [])]
         return Prepared(
-            reader, train, validation, tables[0], tables[-1], names, frame, notes, cross, parts.apart, parts.groups
+            reader, train, validation, tables[0], tables[-1], names, frame, notes, cross, parts.apart, parts.groups,
+            base_work(model, x),
         )  # fmt: skip
 
     def choose(
@@ -212,7 +213,7 @@ class SynapticJoin:
         caution = self.caution if self.caution is not None else cautious(self.base_saw, prepared, plan)
         setting = Setting(
             plan.train, plan.choice, tuple(chosen_targets), names, promise, prepared.frame, self.seed,
-            limit_of(prepared.reader.model), plan.choice_masks, caution,
+            limit_of(prepared.reader.model), plan.choice_masks, caution, work=prepared.work,
         )  # fmt: skip
         self._check_train(setting)
         if self.method in TARGETLESS:

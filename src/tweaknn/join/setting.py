@@ -78,6 +78,7 @@ class Setting:
         subclasses: name -> ``(n,)`` mask of validation examples; when there are any they are the targets.
         caution: standard errors by which every rule shall hold on validation beyond its letter, see
             :func:`tweaknn.join.operating.operate`.
+        work: floating-point operations of the base for one example, 0 where they cannot be counted.
         operated: bring candidates to their operating point; False leaves them as they were fitted (a fold of a cross-fit).
     """
 
@@ -92,6 +93,7 @@ class Setting:
     subclasses: Mapping[str, np.ndarray] = field(default_factory=dict)
     caution: float = CAUTION
     operated: bool = True
+    work: int = 0
 
     @property
     def aims(self) -> Any:
