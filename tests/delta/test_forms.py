@@ -80,6 +80,26 @@ def test_compiled_for_one_example_few_neurons_are_terms_of_a_sum(columns):
 
 
 @KINDS
+def test_neither_an_optimiser_nor_a_state_dict_reaches_the_base(kind):
+    net, _, tweaked = attached(kind)
+    before = fingerprint(net)
+    with torch.no_grad():
+        expected = tweaked(X)
+    optimiser = torch.optim.SGD(tweaked.parameters(), lr=1.0, weight_decay=1.0)
+    x = X.clone().requires_grad_()
+    tweaked(x).sum().backward()
+    assert x.grad is not None
+    optimiser.step()
+    assert fingerprint(net) == before
+    assert all(p.requires_grad for p in net.parameters())
+    moved = {k: v + 1 if v.is_floating_point() else v for k, v in tweaked.state_dict().items()}
+    tweaked.load_state_dict(moved)
+    with torch.no_grad():
+        assert not torch.equal(tweaked(X), expected)
+    assert fingerprint(net) == before
+
+
+@KINDS
 @pytest.mark.parametrize("format", ["pt2", "onnx"])
 def test_export_with_any_batch(kind, format, tmp_path):
     if format == "onnx":

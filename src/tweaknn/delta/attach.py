@@ -27,7 +27,7 @@ def attach(delta: Delta, model: nn.Module, *, check: bool = True, example_x: Any
     root = model.root if isinstance(model, Tweaked) else unwrap(model)
     if check:
         check_base(delta, root, stack)
-    net = share(root)
+    net = share(root).requires_grad_(False)  # an optimiser that is given these weights must not move the base's
     device, dtype = placement(net)
     if example_x is None:
         example_x = example_input(delta, device, dtype)
@@ -65,8 +65,8 @@ class Tweaked(nn.Module):
     """A base network and a delta, as one module in eval mode.
 
     Its modules are its own, its weights lie in the base's memory: moving it, turning it to half precision or quantising
-    it leaves the base alone. It is not for training: ``train()`` is accepted and keeps every layer in eval mode, so
-    that no batch norm moves the base's statistics.
+    it leaves the base alone, and so does loading a state dict. It is not for training: its weights ask for no gradients, and
+    ``train()`` is accepted and keeps every layer in eval mode, so that no batch norm moves the base's statistics.
 
     Attributes:
         base: what the delta was attached to, the very object that was given.
@@ -99,6 +99,17 @@ class Tweaked(nn.Module):
         """Remember ``mode``; the layers stay in eval mode."""
         self.training = mode
         return self
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As of any module, into memory of its own: the base keeps its weights."""
+        for module in self.net.modules():
+            for own in (module._parameters, module._buffers):
+                for name, tensor in own.items():
+                    if isinstance(tensor, nn.Parameter):
+                        tensor.data = tensor.data.clone()  # tied weights are one parameter and stay so
+                    elif tensor is not None:
+                        own[name] = tensor.clone()
+        return super().load_state_dict(state_dict, strict, assign)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Tweaked:
         new = type(self).__new__(type(self))
