@@ -223,3 +223,11 @@ def test_names_are_printed_as_they_are(root: Path, capsys) -> None:
     assert run(["diagnose", "--model", f"{root}/names", "--data", f"{root}/names.npz"]) == 0
     for text in (shown, capsys.readouterr().out):
         assert all(name in text for name in names)
+
+
+def test_labels_that_are_no_positions_are_refused(root: Path, capsys) -> None:
+    with np.load(root / "grey.npz") as stored:
+        np.savez(root / "far.npz", x=stored["x"], y=stored["y"] * 1_000_000)
+    assert train(root, "far", "far.npz") == 2
+    assert "number its classes 0 to 3" in " ".join(capsys.readouterr().err.split())
+    assert not (root / "far").exists()

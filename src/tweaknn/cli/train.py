@@ -147,6 +147,11 @@ def _open(
     train_set = load_data(train, preprocess=transform, classes=names, skip_unreadable=skip)
     _one_class(train_set)
     count = int(train_set.labels.max()) + 1
+    found = np.unique(train_set.labels)
+    if not (names or train_set.classes) and count > 2 * len(found) + 100:  # labels are classes' positions, not names
+        raise InputError(
+            f"--train has labels up to {count - 1} but only {len(found)} different ones; number its classes 0 to {len(found) - 1}"
+        )
     classes = names or train_set.classes or [str(k) for k in range(count)]
     fresh = module is None
     if module is None:
