@@ -169,12 +169,12 @@ def pruned(data: dict, options: dict[str, Any], make: Callable[[], nn.Module] = 
 def sweeps(data: dict, seeds: list[int]) -> dict[str, Any]:
     """nu, alpha and beta, one at a time."""
     out: dict[str, Any] = {"nu": {}, "alpha": {}, "beta": {}}
-    for nu in (0.05, 0.2, 1.0, 5.0, 20.0):
+    for nu in (0.05, 0.2, 1.0, 3.0, 10.0):
         out["nu"][str(nu)] = repeat(seeds, pruned(data, {"nu": nu}))
     for alpha in (0.0, 0.5, 1.0):
-        out["alpha"][str(alpha)] = repeat(seeds, pruned(data, {"nu": 2.0, "alpha": alpha}))
+        out["alpha"][str(alpha)] = repeat(seeds, pruned(data, {"nu": 1.0, "alpha": alpha}))
     for beta in (0.0, 0.25, 0.5, 0.75, 1.0):
-        out["beta"][str(beta)] = repeat(seeds, pruned(data, {"nu": 2.0, "beta": beta}))
+        out["beta"][str(beta)] = repeat(seeds, pruned(data, {"nu": 1.0, "beta": beta}))
     return out
 
 

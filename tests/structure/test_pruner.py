@@ -310,7 +310,7 @@ def test_bad_networks() -> None:
         ComplexityAware(TinyResNet(), torch.randn(2, 5), None, steps=10)
     with pytest.raises(ModelError, match="nothing in Linear can be gated"):
         ComplexityAware(nn.Linear(3, 2), torch.randn(2, 3), None, steps=10)
-    _, _, pruner = start()
+    _, _, pruner = start(warmup=0.0)
     with pytest.raises(ModelError, match=r"after loss\.backward"):
         pruner.step()
 

@@ -195,3 +195,15 @@ def _without(n: int, gate: int) -> np.ndarray:
     alive = np.ones(n, dtype=bool)
     alive[gate] = False
     return alive
+
+
+def test_without_a_budget_the_network_learns_before_branches_decide() -> None:
+    """Nothing but the loss holds a branch back then, and a network that has learnt nothing loses nothing by any of them."""
+    layers, units = windows(Settings(steps=1000), True, True)
+    assert (layers.start, layers.end, units.start, units.end) == (150, 300, 300, 500)
+    layers, units = windows(Settings(steps=1000, flops=0.3), True, True)
+    assert (layers.start, layers.end, units.start, units.end) == (0, 20, 100, 400)
+    asked = Settings(steps=1000, warmup=0.0, end=0.2)
+    assert (asked.warmup, asked.end) == (0.0, 0.2)
+    for options in ({"end": 0.1}, {"layers": 0.05}, {"units": 0.1}, {"end": 0.2, "flops": 0.5}, {"units": 0.0, "flops": 0.5}):
+        Settings(steps=1000, **options)  # what is not said makes room for what is

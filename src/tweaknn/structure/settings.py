@@ -21,9 +21,10 @@ class Settings:
     alpha: 1 counts FLOPs only, 0 parameters only. beta: 0 units only, 1/2 both, 1 layers only.
     flops, params, latency: a budget, as a fraction of the full network's; at most one of them, or ``flops`` and ``params``
     together: then neither is exceeded (branches go by FLOPs, units by what is further from its budget).
-    warmup: fraction of the run before any gate opens. Branches decide between it and ``layers`` (default a quarter of
-    ``end``; with a budget, which says how many go, a twentieth), units between ``units`` (default a quarter of
-    ``end``) and ``end``, the fraction at which every gate is 0 or 1.
+    warmup: fraction of the run before any gate opens. Branches decide between it and ``layers``, units between ``units`` and
+    ``end``, the fraction at which every gate is 0 or 1. With a budget, which says how many branches go, they decide at
+    once (0 and a twentieth of ``end``; ``units`` is a quarter of ``end``, 0.4). Without one, nothing but what a branch does
+    for the loss holds it back, so the network learns first: 0.15, 0.3, 0.3 and 0.5.
     theta0: where gates start when their time comes; before, they are 1.
     speed: the fraction of such a window in which a unit drive moves ``theta`` by one (``T`` of section 4).
     share: the share of gates sampled in a step, the others being where they would be rounded to.
@@ -40,10 +41,10 @@ class Settings:
     flops: float | None = None
     params: float | None = None
     latency: float | None = None
-    warmup: float = 0.0
+    warmup: float | None = None
     layers: float | None = None
     units: float | None = None
-    end: float = 0.4
+    end: float | None = None
     speed: float = 0.25
     theta0: float = 0.9
     share: float = 0.25
@@ -63,6 +64,11 @@ class Settings:
             if not ok:
                 raise InputError(sentence)
 
+        if self.end is None:
+            object.__setattr__(self, "end", 0.5 if self.budget is None else 0.4)
+        if self.warmup is None:  # before whatever is to follow it
+            learned = min(0.3 * float(self.end or 0.0), *(t for t in (self.layers, self.units, 1.0) if t is not None))
+            object.__setattr__(self, "warmup", learned if self.budget is None else 0.0)
         need(isinstance(self.steps, int) and self.steps >= 1, f"steps must be a whole number of at least 1, got {self.steps!r}")
         need(math.isfinite(self.nu) and self.nu >= 0, f"nu must be a finite number of at least 0, got {self.nu}")
         for name in ("alpha", "beta"):
@@ -75,7 +81,7 @@ class Settings:
         for name in budgets:
             value = getattr(self, name)
             need(0 < value <= 1, f"{name} is a fraction of the full network's and must lie in (0, 1], got {value}")
-        times = (self.warmup, self.layers_end, self.units_start, self.end)
+        times = tuple(float(t or 0.0) for t in (self.warmup, self.layers_end, self.units_start, self.end))
         need(
             0 <= times[0] <= times[1] <= times[2] < times[3] <= 1,
             "0 <= warmup <= layers <= units < end <= 1 must hold, got " + ", ".join(f"{t:g}" for t in times),
@@ -92,12 +98,15 @@ class Settings:
         """Fraction of the run at which branches are decided."""
         if self.layers is not None:
             return self.layers
-        return self.end * (0.25 if self.budget is None else 0.05)
+        decided = float(self.end or 0.0) * (0.6 if self.budget is None else 0.05)
+        return decided if self.units is None else min(decided, self.units)
 
     @property
     def units_start(self) -> float:
         """Fraction of the run at which units' gates open."""
-        return 0.25 * self.end if self.units is None else self.units
+        if self.units is not None:
+            return self.units
+        return max(self.layers_end, 0.25 * float(self.end or 0.0)) if self.budget is None else 0.25 * float(self.end or 0.0)
 
     @property
     def budget(self) -> tuple[str, float] | None:
