@@ -152,6 +152,7 @@ def over_layers(d: dict[str, Any]) -> Figure:
         axes.text(row["active"], k, f" {row['active']:,} ({row['share']:.2%}), {row['chosen']} chosen", va="center", fontsize=7)
     axes.invert_yaxis()
     axes.set_xlabel("active neurons")
+    axes.margins(x=0.4)  # room for what is written behind the bars
     return figure
 
 
