@@ -102,13 +102,11 @@ class Tweaked(nn.Module):
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """As of any module, into memory of its own: the base keeps its weights."""
+        for parameter in self.net.parameters():
+            parameter.data = parameter.data.clone()  # tied weights are one parameter and stay so
         for module in self.net.modules():
-            for own in (module._parameters, module._buffers):
-                for name, tensor in own.items():
-                    if isinstance(tensor, nn.Parameter):
-                        tensor.data = tensor.data.clone()  # tied weights are one parameter and stay so
-                    elif tensor is not None:
-                        own[name] = tensor.clone()
+            for name, tensor in module._buffers.items():
+                module._buffers[name] = None if tensor is None else tensor.clone()
         return super().load_state_dict(state_dict, strict, assign)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Tweaked:
