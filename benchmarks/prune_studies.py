@@ -184,7 +184,7 @@ def ablations(data: dict, seeds: list[int]) -> dict[str, Any]:
         "all": {}, "straight-through": {"estimator": "straight-through"}, "weighted trapezoid": {"estimator": "weighted"},
         "no concave term": {"rho": 0.0}, "a warm-up of 5 %": {"warmup": 0.05, "layers": 0.07}, "no shrinkage": {"shrink": False},
         "domain of attraction": {"attraction": True}, "theta0 0.99": {"theta0": 0.99}, "theta0 0.7": {"theta0": 0.7},
-        "end 0.7": {"end": 0.7}, "end 0.15": {"end": 0.15, "warmup": 0.03, "speed": 0.04},
+        "end 0.7": {"end": 0.7}, "end 0.15": {"end": 0.15, "warmup": 0.03, "layers": 0.04, "units": 0.04, "speed": 0.04},
     }  # fmt: skip
     return {name: repeat(seeds, pruned(data, {"flops": 0.25, **extra})) for name, extra in variants.items()}
 
