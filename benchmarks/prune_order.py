@@ -79,7 +79,7 @@ def run(
 ) -> dict[str, Any]:  # fmt: skip
     """Train one variant; accuracy in percent on validation images, FLOPs and parameters of the full network's."""
     from benchmarks.pruning import rivals
-    from benchmarks.pruning.methods import Loop, accuracy, make_resnet
+    from benchmarks.pruning.methods import Loop, make_resnet
     from benchmarks.pruning.nets import flops, parameters
     from tweaknn.structure import ComplexityAware
 
@@ -96,7 +96,7 @@ def run(
             loop, _ = rivals.narrow(task, 0.27, epochs, seed, 2)
         else:
             loop, _ = rivals.torch_pruning(task, 0.27, epochs, seed, 2, rival)
-        return outcome(task, loop, seed, full, 0.0, accuracy, flops, parameters)
+        return outcome(task, loop, seed, full)
     loop = Loop(task, model, epochs, seed)
     pruner = None
     began = time.process_time()
@@ -108,11 +108,14 @@ def run(
     loop.run(loop.steps, (lambda step: pruner.step()) if pruner is not None else None)
     if pruner is not None:
         loop.model = pruner.compact()
-    return outcome(task, loop, seed, full, setup, accuracy, flops, parameters)
+    return outcome(task, loop, seed, full, setup)
 
 
-def outcome(task: Any, loop: Any, seed: int, full: dict[str, float], setup: float, accuracy: Any, flops: Any, parameters: Any) -> dict:
+def outcome(task: Any, loop: Any, seed: int, full: dict[str, float], setup: float = 0.0) -> dict[str, Any]:
     """What is written of a run."""
+    from benchmarks.pruning.methods import accuracy
+    from benchmarks.pruning.nets import flops, parameters
+
     overall, per_class = accuracy(loop.model, task, task.validation)
     return {
         "seed": seed, "validation": 100 * overall, "balanced": 100 * float(np.mean(per_class)),

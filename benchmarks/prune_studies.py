@@ -175,6 +175,8 @@ def sweeps(data: dict, seeds: list[int]) -> dict[str, Any]:
         out["alpha"][str(alpha)] = repeat(seeds, pruned(data, {"nu": 1.0, "alpha": alpha}))
     for beta in (0.0, 0.25, 0.5, 0.75, 1.0):
         out["beta"][str(beta)] = repeat(seeds, pruned(data, {"nu": 1.0, "beta": beta}))
+    early = {"warmup": 0.0, "layers": 0.1, "units": 0.1, "end": 0.4}  # branches decide before anything is learnt
+    out["schedule at nu 1"] = {"early": repeat(seeds, pruned(data, {"nu": 1.0, **early})), "default": out["nu"]["1.0"]}
     return out
 
 
@@ -324,7 +326,8 @@ def drawn(sweep: dict[str, Any], folder: Path) -> None:
     from matplotlib.figure import Figure
 
     folder.mkdir(parents=True, exist_ok=True)
-    for name, rows in sweep.items():
+    for name in ("nu", "alpha", "beta"):
+        rows = sweep[name]
         figure = Figure(figsize=(5.4, 3.4), layout="constrained")
         axes = figure.add_subplot()
         for key in ("flops", "params", "units", "layers", "test"):

@@ -8,19 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.join.problems import example
 from tweaknn.errors import InputError
 from tweaknn.join.operating import operate
 from tweaknn.join.promise import Promise
-
-
-def example(seed, n=60, c=3, help_=1.0):
-    rng = np.random.default_rng(seed)
-    y = rng.integers(0, c, n)
-    y[:c] = np.arange(c)
-    base = rng.normal(size=(n, c))
-    base[np.arange(n), y] += 0.8
-    better = base + help_ * (rng.normal(size=(n, c)) * 0.5 + np.eye(c)[y] * 0.5)
-    return base.astype(np.float32), better.astype(np.float32), y
 
 
 def correct(z, y, c):

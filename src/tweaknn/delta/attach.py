@@ -200,7 +200,10 @@ def _read(
         index = graph.get_attr(name)
     with graph.inserting_after(index):
         if function is gather:
-            return graph.call_function(neurons if single else gather, (source, index, *arguments))
+            if not single:
+                return graph.call_function(gather, (source, index, *arguments))
+            places = torch.stack(torch.unravel_index(primitive.index, primitive.shape), 1).tolist()
+            return graph.call_function(neurons, (source, index, *arguments, places))
         value = graph.call_function(function, (source, *arguments))
     with graph.inserting_after(value):
         return graph.call_function(torch.index_select, (value, 1, index))

@@ -43,23 +43,19 @@ def gather(x: Tensor, index: Tensor, shape: tuple[int, ...], few: list[int] | No
     return values if values.dtype == torch.float32 else values.float()
 
 
-def neurons(x: Tensor, index: Tensor, shape: tuple[int, ...], few: list[int]) -> Tensor | list[Tensor]:
+def neurons(
+    x: Tensor, index: Tensor, shape: tuple[int, ...], few: list[int], places: list[tuple[int, ...]]
+) -> Tensor | list[Tensor]:
     """:func:`gather`, but in a program compiled for one example the neurons one by one, ``(1,)`` each, for
     :meth:`Change.term_by_term`: a compiler makes a kernel of every layer's gathering, and one of all of them if they
-    are nothing but terms of a sum. It keeps the layers until then, which is cheap for one example and not for many."""
+    are nothing but terms of a sum. It keeps the layers until then, which is cheap for one example and not for many.
+
+    ``places``: the positions of ``few`` with an index an axis.
+    """
     # compilers tell a batch of one from larger ones anyway: the question costs no guard
     if torch.compiler.is_compiling() and not _exporting() and x.shape[0] == 1 and x.shape[1:] == shape:
-        return [x[(slice(None), *place)].float() for place in zip(*_unravelled(few, shape))]
+        return [x[(slice(None), *place)].float() for place in places]  # type: ignore[index]
     return gather(x, index, shape, few)
-
-
-def _unravelled(few: list[int], shape: Sequence[int]) -> list[list[int]]:
-    """Row-major positions as one list of indices an axis."""
-    axes: list[list[int]] = []
-    for size in reversed(shape):
-        axes.insert(0, [position % size for position in few])
-        few = [position // size for position in few]
-    return axes
 
 
 def channels_first(x: Tensor, channel_axis: int) -> Tensor:

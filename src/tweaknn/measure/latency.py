@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,6 +46,15 @@ class Latency:
         return {"ratio": self.ratio, "low": self.low, "high": self.high, "base_seconds": self.base_seconds, "slow": self.slow}
 
 
+def in_turn(one: Callable[[], float], other: Callable[[], float], rounds: int, first_is_one: bool = True) -> np.ndarray:
+    """Seconds ``(rounds, 2)`` of two runs that time themselves, in turn and in changing order: what slows the machine slows both."""
+    pairs = np.empty((rounds, 2))
+    for r in range(rounds):
+        for k in (0, 1) if (r % 2 == 0) == first_is_one else (1, 0):
+            pairs[r, k] = (one, other)[k]()
+    return pairs
+
+
 def paired_latency(
     tweaked: nn.Module, base: nn.Module, x: Any, batch: int, *, series: int = SERIES, rounds: int = ROUNDS, clock=time.perf_counter
 ) -> Latency:
@@ -61,20 +71,15 @@ def paired_latency(
             torch.cuda.synchronize()
         return clock() - began
 
-    ratios, seconds = np.empty((series, rounds)), np.empty((series, rounds))
+    pairs = np.empty((series, rounds, 2))
     with eval_mode(tweaked), eval_mode(base), torch.inference_mode():
         for _ in range(3):
             once(tweaked), once(base)
         for s in range(series):
-            for r in range(rounds):
-                if (s + r) % 2:
-                    with_delta, without = once(tweaked), once(base)
-                else:
-                    without, with_delta = once(base), once(tweaked)
-                ratios[s, r], seconds[s, r] = with_delta / max(without, 1e-9), without
-    medians = np.median(ratios, axis=1)
+            pairs[s] = in_turn(lambda: once(tweaked), lambda: once(base), rounds, s % 2 == 1)
+    medians = np.median(pairs[..., 0] / np.maximum(pairs[..., 1], 1e-9), axis=1)
     low, middle, high = np.quantile(medians, [0.25, 0.5, 0.75])
-    return Latency(batch, float(middle), float(low), float(high), float(np.median(seconds)))
+    return Latency(batch, float(middle), float(low), float(high), float(np.median(pairs[..., 1])))
 
 
 def sentence(found: list[Latency]) -> str:

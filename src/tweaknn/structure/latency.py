@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
+from ..measure.latency import in_turn
 from .analyse import as_inputs, keep_working
 from .rounding import settle
 from .surgery import cut
@@ -56,7 +57,7 @@ def ratio(small: nn.Module, full: nn.Module, example: Any, *, rounds: int = 25, 
         with torch.inference_mode():
             for _ in range(3):
                 _once(small, inputs), _once(full, inputs)
-            pairs = np.array([[_once(small, inputs), _once(full, inputs)] for _ in range(rounds)]) + 1e-12
+            pairs = in_turn(lambda: _once(small, inputs), lambda: _once(full, inputs), rounds) + 1e-12
     finally:
         small.train(modes[0]), full.train(modes[1])
     return float(np.median(pairs[:, 0] / pairs[:, 1]))

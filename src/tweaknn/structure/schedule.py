@@ -54,7 +54,7 @@ class Window:
 def windows(settings: Settings, layers: bool, units: bool) -> list[Window]:
     """The windows of a run; ``layers`` and ``units`` say which kinds of gates may move at all."""
     s, n = settings, settings.steps
-    start, decided, opened, end = (round((f or 0.0) * n) for f in (s.warmup, s.layers_end, s.units_start, s.end))
+    start, decided, opened, end = (round(f * n) for f in s.times)
     found = []
     if layers:
         some = min(FEWEST, round(0.25 * end))

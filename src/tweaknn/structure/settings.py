@@ -64,11 +64,6 @@ class Settings:
             if not ok:
                 raise InputError(sentence)
 
-        if self.end is None:
-            object.__setattr__(self, "end", 0.5 if self.budget is None else 0.4)
-        if self.warmup is None:  # before whatever is to follow it
-            learned = min(0.3 * float(self.end or 0.0), *(t for t in (self.layers, self.units, 1.0) if t is not None))
-            object.__setattr__(self, "warmup", learned if self.budget is None else 0.0)
         need(isinstance(self.steps, int) and self.steps >= 1, f"steps must be a whole number of at least 1, got {self.steps!r}")
         need(math.isfinite(self.nu) and self.nu >= 0, f"nu must be a finite number of at least 0, got {self.nu}")
         for name in ("alpha", "beta"):
@@ -81,7 +76,7 @@ class Settings:
         for name in budgets:
             value = getattr(self, name)
             need(0 < value <= 1, f"{name} is a fraction of the full network's and must lie in (0, 1], got {value}")
-        times = tuple(float(t or 0.0) for t in (self.warmup, self.layers_end, self.units_start, self.end))
+        times = self.times
         need(
             0 <= times[0] <= times[1] <= times[2] < times[3] <= 1,
             "0 <= warmup <= layers <= units < end <= 1 must hold, got " + ", ".join(f"{t:g}" for t in times),
@@ -94,19 +89,17 @@ class Settings:
         need(self.patience >= 0 and self.every >= 0, "patience and every must be at least 0")
 
     @property
-    def layers_end(self) -> float:
-        """Fraction of the run at which branches are decided."""
-        if self.layers is not None:
-            return self.layers
-        decided = float(self.end or 0.0) * (0.6 if self.budget is None else 0.05)
-        return decided if self.units is None else min(decided, self.units)
-
-    @property
-    def units_start(self) -> float:
-        """Fraction of the run at which units' gates open."""
-        if self.units is not None:
-            return self.units
-        return max(self.layers_end, 0.25 * float(self.end or 0.0)) if self.budget is None else 0.25 * float(self.end or 0.0)
+    def times(self) -> tuple[float, float, float, float]:
+        """Fractions of the run: branches' gates open, are decided, units' gates open, are decided; what is not said makes room
+        for what is."""
+        learn = self.budget is None
+        end = (0.5 if learn else 0.4) if self.end is None else self.end
+        units = (0.6 if learn else 0.25) * end if self.units is None else self.units
+        layers = min((0.6 if learn else 0.05) * end, units) if self.layers is None else self.layers
+        if self.units is None and learn:
+            units = max(units, layers)
+        warmup = (min(0.3 * end, layers) if learn else 0.0) if self.warmup is None else self.warmup
+        return warmup, layers, units, end
 
     @property
     def budget(self) -> tuple[str, float] | None:

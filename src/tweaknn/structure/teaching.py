@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..inputs.preprocess import Preprocess
+from ..network.modes import output_of
 
 
 class Taught(nn.Module):
@@ -33,11 +34,7 @@ class Taught(nn.Module):
             shape = (1, -1) + (1,) * (x.dim() - 2)
             x = x * self.factor.reshape(shape) + self.shift.reshape(shape)
         out = self.teacher(x)
-        if self.order is None:
-            return out
-        for key in ("logits", "out"):
-            out = getattr(out, key) if hasattr(out, key) else out
-        return (out[0] if isinstance(out, (tuple, list)) else out)[:, self.order]
+        return out if self.order is None else output_of(out)[:, self.order]
 
 
 def taught(

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import DataError, InputError, ModelError
+from ..network.modes import output_of
 from .analyse import analyse
 from .pruner import ComplexityAware
 from .saved import Origin, origin_of, save_directory
@@ -92,13 +93,6 @@ def augment(x: Tensor, rng: torch.Generator) -> Tensor:
     return padded[torch.arange(n)[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
-def _logits(out: Any) -> Tensor:
-    for key in ("logits", "out"):
-        if hasattr(out, key):
-            return getattr(out, key)
-    return out[0] if isinstance(out, (tuple, list)) else out
-
-
 def _finite(x: Any, name: str) -> None:
     if isinstance(x, Tensor) and not bool(torch.isfinite(x).all()):
         raise DataError(f"{name}: the inputs hold NaN or infinite values")
@@ -112,7 +106,7 @@ def evaluate(model: nn.Module, data: Any, batch_size: int, classes: int) -> tupl
     hits, losses = [], 0.0
     for start in range(0, len(data), batch_size):
         x, y = data.batch(np.arange(start, min(start + batch_size, len(data))))
-        logits = _logits(model(x.to(device))).float().cpu()
+        logits = output_of(model(x.to(device))).float().cpu()
         if not bool(torch.isfinite(logits).all()):
             _finite(x, getattr(data, "name", "the data"))
         hits.append(logits.argmax(1) == y)
@@ -170,7 +164,7 @@ class Trainer:
         self.model.eval()
         try:
             with torch.no_grad():
-                out = _logits(self.model(self.example))
+                out = output_of(self.model(self.example))
         except Exception as error:
             shape = tuple(self.example.shape[1:])
             raise ModelError(f"the network does not run on an input of shape {shape}: {str(error).splitlines()[0]}") from None
@@ -247,13 +241,13 @@ class Trainer:
         return row
 
     def _loss(self, x: Tensor, y: Tensor) -> Tensor:
-        logits = _logits(self.model(x)).float()
+        logits = output_of(self.model(x)).float()
         hard = F.cross_entropy(logits, y)
         if self.teacher is None:
             return hard
         t = self.recipe.temperature
         with torch.no_grad():
-            soft = _logits(self.teacher(x)).float()
+            soft = output_of(self.teacher(x)).float()
         kl = F.kl_div(F.log_softmax(logits / t, 1), F.log_softmax(soft / t, 1), reduction="batchmean", log_target=True)
         return (1 - self.recipe.distil) * hard + self.recipe.distil * t * t * kl
 
