@@ -12,6 +12,9 @@ below the base's; fitted on half of the pool, chosen on a quarter, reported on a
 from __future__ import annotations
 
 import argparse
+import time
+from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -75,10 +78,9 @@ def shuttle() -> tuple[Any, ...]:
     return x[:10_000], y[:10_000], x[kept], y[kept], make, 400, 2e-3, None
 
 
-def run(name: str, seeds: int, counts: list[int]) -> list[dict[str, Any]]:
-    """Both bases of one data set."""
+def run(name: str, seeds: int, counts: list[int], out: list[dict[str, Any]], keep: Callable[[], None]) -> None:
+    """Both bases of one data set: rows go to ``out``, and ``keep`` writes them after each base and seed."""
     x, y, px, py, make, steps, rate, augment = {"clothing10": clothing, "shuttle": shuttle}[name]()
-    out = []
     size = np.bincount(py.numpy())
     rare = [int(j) for j in np.argsort(size) if size[j] >= 30]
     for balanced in (False, True):
@@ -110,6 +112,8 @@ def run(name: str, seeds: int, counts: list[int]) -> list[dict[str, Any]]:
                         "target": float(np.nanmean(k.tweaked.per_class[rare[:c]])),
                         "base_overall": k.base.overall, "overall": k.tweaked.overall, "E": k.E,
                     })  # fmt: skip
+            keep()
+            print(f"{name}, {'oversampled' if balanced else 'as it comes'}, seed {seed}: {time.process_time():.0f} s", flush=True)
     print(name, "pool", size.tolist())
     for c in counts:
         for balanced in (False, True):
@@ -120,7 +124,6 @@ def run(name: str, seeds: int, counts: list[int]) -> list[dict[str, Any]]:
                 rows = [r for r in found if r["method"] == method]
                 line += f"  {method} {np.mean([r['target'] for r in rows]):.3f} ({np.mean([r['overall'] for r in rows]):.3f})"
             print(line, flush=True)
-    return out
 
 
 def main() -> None:
@@ -132,8 +135,8 @@ def main() -> None:
     options = parser.parse_args()
     out: dict[str, Any] = {"machine": machine(), "settings": {**vars(options), "out": None}}
     for name in options.data:
-        out[name] = run(name, options.seeds, [2, 3, 4])
-        write(options.out, out)
+        out[name] = []
+        run(name, options.seeds, [2, 3, 4], out[name], partial(write, options.out, out))
 
 
 if __name__ == "__main__":
