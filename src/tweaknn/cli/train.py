@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import shutil
 import warnings
@@ -32,7 +33,9 @@ def command(
         float | None, typer.Option(help="Loss (nats) worth 100 % of the complexity, in place of a budget.")
     ] = None,
     alpha: Annotated[float, typer.Option(help="1 counts FLOPs only, 0 parameters only.")] = 0.5,
-    beta: Annotated[float | None, typer.Option(help="0 prunes units only, 0.5 both, 1 layers only.")] = None,
+    beta: Annotated[
+        str | None, typer.Option(help="0 prunes units only, 0.5 both, 1 layers only; 0,0.5 trains both, validation chooses.")
+    ] = None,
     teacher: Annotated[str | None, typer.Option(help="Network (as --model) whose outputs are learned too.")] = None,
     teacher_weights: Annotated[str | None, typer.Option(help="Its weights.")] = None,
     mend: Annotated[str | None, typer.Option(help="CLASS or worst:K: mend these classes afterwards (Δnn).")] = None,
@@ -55,6 +58,7 @@ def command(
 ) -> None:
     """Train a network; with a budget, units and layers it does not need disappear on the way."""
     from tweaknn.join.promise import class_position
+    from tweaknn.structure.several import best_of
     from tweaknn.structure.training import Recipe, Trainer
 
     o.check_writable(json, "--json")
@@ -65,8 +69,11 @@ def command(
         if prune:
             raise InputError("give either --nu or a budget, not both")
         prune["nu"] = nu
+    betas = o.numbers(None if beta is None else [beta], "beta") or []
     if prune:
-        prune |= {"alpha": alpha} | ({} if beta is None else {"beta": beta})
+        prune |= {"alpha": alpha} | ({"beta": betas[0]} if len(betas) == 1 else {})
+    elif betas:
+        raise InputError("--beta needs a budget (--flops, --params, --latency) or --nu")
     recipe = Recipe(
         epochs=epochs, batch_size=batch_size, rate=rate, decay=decay, clip=clip or None, augment=augment, seed=seed,
         prune=prune,
@@ -85,21 +92,23 @@ def command(
     tutor = _teacher(teacher, teacher_weights, device, train_set, classes) if teacher is not None else None
     key = {"model": model, "weights": weights, "teacher": teacher, "train": train_set.content_hash(),
            "validation": validation_set.content_hash()}  # fmt: skip
-    trainer = Trainer(
-        opened.model, train_set, validation_set, recipe, out=out_dir, spec=model, classes=classes, teacher=tutor,
-        preprocess=opened.preprocess, num_classes=len(classes), key=key,
-    )  # fmt: skip
-    if trainer.pruner is not None:
-        for name, why in list(trainer.pruner.ungated.items())[:8]:
-            note(f"not gated: {name} ({why})")
-    try:
-        with warnings.catch_warnings():
-            warnings.showwarning = lambda message, *_: warn(str(message))
-            result = _run(trainer, resume, quiet)
-    except KeyboardInterrupt:
-        again = f"after epoch {trainer.epoch}; the same command with --resume goes on" if trainer.epoch else "before the first epoch ended"
-        err.print(f"Interrupted {again}.", markup=False)
-        raise
+
+    def trainer_of(network: Any, recipe: Recipe, folder: Path) -> Trainer:
+        return Trainer(
+            network, train_set, validation_set, recipe, out=folder, spec=model, classes=classes, teacher=tutor,
+            preprocess=opened.preprocess, num_classes=len(classes), key=key,
+        )  # fmt: skip
+
+    def made(value: float, folder: Path) -> Trainer:
+        note(f"beta {value:g}")
+        return trainer_of(copy.deepcopy(opened.model), dataclasses.replace(recipe, prune={**prune, "beta": value}), folder)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_: warn(str(message))
+        if len(betas) > 1:
+            result = best_of(betas, made, out_dir, lambda t, again: _run(t, again, quiet, out_dir), resume=resume)
+        else:
+            result = _run(trainer_of(opened.model, recipe, out_dir), resume, quiet, out_dir)
     figures = _figures(result, classes)
     _show(result, classes)
     (out_dir / "mend.dnn").unlink(missing_ok=True)  # of an earlier network in the same folder
@@ -114,11 +123,13 @@ def command(
 
 
 def _check_out(folder: Path, resume: bool) -> None:
+    from tweaknn.structure.several import unfinished
+
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--out {folder} is a file; give a folder")
     if not folder.absolute().parent.is_dir():
         raise InputError(f"--out {folder}: its parent folder does not exist")
-    if not resume and folder.is_dir() and (folder / "checkpoint.pt").is_file():
+    if not resume and folder.is_dir() and unfinished(folder):
         raise InputError(f"{folder} holds an interrupted run: add --resume to go on, or choose another --out")
 
 
@@ -220,7 +231,23 @@ def _standardised(transform: Any, data: Any, sample: int = 1_000) -> Any:
     return dataclasses.replace(transform, mean=tuple(mean.tolist()), std=tuple(std.tolist()), note="")
 
 
-def _run(trainer: Any, resume: bool, quiet: bool) -> Any:
+def _run(trainer: Any, resume: bool, quiet: bool, out_dir: Path) -> Any:
+    """Train, saying what cannot be gated and, if interrupted, how to go on."""
+    if trainer.pruner is not None:
+        for name, why in list(trainer.pruner.ungated.items())[:8]:
+            note(f"not gated: {name} ({why})")
+    try:
+        return _watched(trainer, resume, quiet)
+    except KeyboardInterrupt:
+        from tweaknn.structure.several import unfinished
+
+        again = f"after epoch {trainer.epoch}" if trainer.epoch else "before the first epoch ended"
+        again += "; the same command with --resume goes on" if unfinished(out_dir) else ""
+        err.print(f"Interrupted {again}.", markup=False)
+        raise
+
+
+def _watched(trainer: Any, resume: bool, quiet: bool) -> Any:
     if quiet:
         return trainer.run(resume=resume)
     with bar("Training", trainer.steps) as progress:
@@ -248,6 +275,8 @@ def _figures(result: Any, classes: list[str]) -> dict[str, Any]:
 
 def _show(result: Any, classes: list[str]) -> None:
     facts = result.facts
+    for one in facts.get("betas", []):
+        note(f"beta {one['beta']:g}: validation {percent(one['validation'])} %, FLOPs {percent(one['flops'])} %")
     rows = [["validation accuracy %", percent(result.accuracy)]]
     if "flops" in facts:
         rows += [["FLOPs, % of the full network's", percent(facts["flops"])]]

@@ -257,7 +257,12 @@ class Trainer:
             text += f"  FLOPs {self.pruner.fractions[0]:.2f}"
         return text
 
-    def _result(self) -> Trained:
+    def deliver(self, out: Path, more: dict[str, Any]) -> Trained:
+        """The finished network again, in another folder, with ``more`` among its facts."""
+        self.out = out
+        return self._result(more)
+
+    def _result(self, more: dict[str, Any] | None = None) -> Trained:
         accuracy, per, loss = evaluate(self.model, self.validation, self.batch, self.n_classes)
         facts: dict[str, Any] = {"validation": accuracy, "validation_loss": loss, "seconds": self.seconds,
                                  "epochs": self.recipe.epochs, "log": self.log, "before": self.before,
@@ -271,6 +276,7 @@ class Trainer:
                       "undecided": self.pruner.undecided, "history": self.pruner.history,
                       "ungated": self.pruner.ungated, "settings": self.pruner.settings.to_dict(),
                       "layers": layer_costs(self.pruner)}  # fmt: skip
+        facts |= more or {}
         save_directory(self.out, self.model, origin, classes=self.classes, preprocess=self.preprocess, facts=facts)
         self.model.eval()
         return Trained(self.model, origin, accuracy, per, self.log, facts)
