@@ -54,14 +54,14 @@ AIMS: list[tuple[str, tuple[int, ...], Promise]] = [
 ]
 
 
-def tables(seed: int, rows: int, validation: str, cache: Path) -> tuple[Any, list[tuple[PooledTable, PooledTable]]]:
+def tables(seed: int, rows: int, validation: str, cache: Path, views: int | None = None) -> tuple[Any, list[tuple[PooledTable, PooledTable]]]:
     """The prepared join, and (chosen on, measured on) for each way."""
     x, y = pictures("train", cache)
     tx, ty = pictures("test", cache)
     order = np.random.default_rng(seed).permutation(len(y))
     fit, more = np.sort(order[:rows]), np.sort(order[rows : 2 * rows])
     network = base_network()
-    join = SynapticJoin(base_saw="train", seed=seed, table=cache / "table-t", cross_fit=False)
+    join = SynapticJoin(base_saw="train", seed=seed, table=cache / "table-t", cross_fit=False, views=views)
     held = (prepared(tx), torch.from_numpy(ty.astype(np.int64)))
     if validation == "train":
         held = tuple(torch.cat(pair) for pair in zip((prepared(x[more]), torch.from_numpy(y[more].astype(np.int64))), held))  # type: ignore[assignment]
@@ -123,7 +123,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     if options.resume:  # seeds measured before, by the same settings; those asked for now are measured anew
         found = earlier(options)
     for seed in range(options.first, options.first + options.seeds):
-        ready, ways = tables(seed, options.rows, options.validation, options.cache)
+        ready, ways = tables(seed, options.rows, options.validation, options.cache, options.views)
         for aim, targets, promise in AIMS:
             if options.aims and not any(a in aim for a in options.aims):
                 continue
@@ -155,9 +155,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 def earlier(options: argparse.Namespace) -> dict[str, dict[str, list[dict[str, float]]]]:
     """Rows of ``--out`` whose seeds are not asked for again; refuses those of other settings."""
     stored = json.loads(options.out.read_text())
-    for name in ("rows", "validation", "aims"):
-        if stored["settings"][name] != getattr(options, name):
-            raise SystemExit(f"{options.out} was measured with {name}={stored['settings'][name]}, not {getattr(options, name)}.")
+    for name in ("rows", "validation", "aims", "views"):
+        if stored["settings"].get(name) != getattr(options, name):
+            raise SystemExit(f"{options.out} was measured with {name}={stored['settings'].get(name)}, not {getattr(options, name)}.")
     again = range(options.first, options.first + options.seeds)
     return {
         aim: {m: [r for r in rows if r["seed"] not in again] for m, rows in methods.items()} for aim, methods in stored["rows"].items()
@@ -207,6 +207,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=12_500)
     parser.add_argument("--resume", action="store_true", help="keep the seeds that --out has already")
     parser.add_argument("--aims", nargs="*", help="parts of names of aims; all by default")
+    parser.add_argument("--views", type=int, help="augmented copies of each training image; the default's own number without it")
     parser.add_argument("--validation", choices=("test", "train"), default="test")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "fit-cifar10.json")
     options = parser.parse_args()
