@@ -54,7 +54,9 @@ AIMS: list[tuple[str, tuple[int, ...], Promise]] = [
 ]
 
 
-def tables(seed: int, rows: int, validation: str, cache: Path, views: int | None = None) -> tuple[Any, list[tuple[PooledTable, PooledTable]]]:
+def tables(
+    seed: int, rows: int, validation: str, cache: Path, views: int | None = None
+) -> tuple[Any, list[tuple[PooledTable, PooledTable]]]:
     """The prepared join, and (chosen on, measured on) for each way."""
     x, y = pictures("train", cache)
     tx, ty = pictures("test", cache)
