@@ -9,7 +9,8 @@ Promises: *observed* (neurons named, read, finite), *joined* (synapses fitted on
 convex problem), *attached* (the logits that the delta names change as its definition says, the others bit for bit not),
 *detached* (bit-equal logits, same fingerprint), *saved*, *loaded* (same logits from the file), *exported* (``pt2`` with
 a batch of any size, checked from the file), *compiled* (one graph, ``fullgraph=True``), *onnx* with ``--onnx`` (a batch
-of any size, checked in onnxruntime). With ``--fill`` rows of an earlier run that lack a step asked for are walked again.
+of any size, checked in onnxruntime). With ``--fill`` rows of an earlier run that lack a step asked for, or failed it, are
+walked again.
 """
 
 from __future__ import annotations
@@ -52,8 +53,10 @@ def walk(name: str, *, onnx: bool = False, compiled: bool = True, exported: bool
                 found[step] = True
     except Exception as error:
         reason = (str(error).strip().splitlines() or [""])[0][:160]
-        missing = next(p for p in PROMISES if p not in found)
+        asked = {"compiled": compiled, "exported": exported}
+        missing = next(p for p in PROMISES if p not in found and asked.get(p, True))
         found[missing] = f"{type(error).__name__}: {reason}"
+    found["date"] = date.today().isoformat()
     found["seconds"] = round(time.perf_counter() - start, 1)
     return found
 
@@ -186,7 +189,8 @@ def main() -> None:
         rows = json.loads(options.json.read_text())["rows"]
     for name in options.only or [name for name in CASES if (options.like or "") in name]:
         asked = {"onnx": options.onnx, "compiled": not options.no_compile, "exported": not options.no_export}
-        if name in rows and not (options.fill and any(wanted and p not in rows[name] for p, wanted in asked.items())):
+        done = name in rows and all(rows[name].get(p) is True for p, wanted in asked.items() if wanted)
+        if name in rows and (done or not options.fill):
             continue
         # what was found before stands where it is not asked for now
         rows[name] = {**rows.get(name, {}), **walk(name, **asked)}

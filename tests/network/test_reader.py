@@ -170,6 +170,62 @@ def test_channel_axes():
     ]
 
 
+class Block(nn.Module):
+    """As ConvNeXt's: ends in a linear layer and hands out channels first."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.norm, self.up, self.act = nn.LayerNorm(channels), nn.Linear(channels, 7), nn.GELU()
+        self.down = nn.Linear(7, channels)
+
+    def forward(self, x):
+        return x + self.down(self.act(self.up(self.norm(self.conv(x).permute(0, 2, 3, 1))))).permute(0, 3, 1, 2)
+
+
+class NormFirst(nn.LayerNorm):
+    """Layer norm over the channels of maps."""
+
+    def forward(self, x):
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class Hooked(nn.Module):
+    """A decision that torch.fx cannot follow, and modules whose kind does not tell which axis counts channels."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.ModuleList([nn.Sequential(nn.Conv2d(3, 5, 2, 2), NormFirst(5)), Block(5)])
+        self.pool, self.sound, self.norm, self.act = nn.AvgPool2d(2), nn.Conv1d(5, 6, 2), nn.LayerNorm(3), nn.ReLU()
+        self.out = nn.Linear(6, 2)
+
+    def forward(self, x):
+        if not isinstance(x, torch.Tensor):
+            raise TypeError
+        h = self.pool(self.first[1](self.first[0](x)))
+        return self.out(self.act(self.norm(self.sound(h.flatten(2)))).mean(2))
+
+
+def test_channel_axes_by_hooks():
+    reader = Reader(Hooked(), torch.randn(2, 3, 8, 8))
+    assert reader.how == "hooks"
+    assert {layer.name: (layer.shape, layer.channel_axis) for layer in reader.every} == {
+        "first.0.0": ((5, 4, 4), 0),
+        "first.0.1": ((5, 4, 4), 0),
+        "first.0": ((5, 4, 4), 0),
+        "first.1.conv": ((5, 4, 4), 0),
+        "first.1.norm": ((4, 4, 5), 2),
+        "first.1.up": ((4, 4, 7), 2),
+        "first.1.act": ((4, 4, 7), 2),
+        "first.1.down": ((4, 4, 5), 2),
+        "first.1": ((5, 4, 4), 0),
+        "pool": ((5, 2, 2), 0),
+        "sound": ((6, 3), 0),
+        "norm": ((6, 3), 0),
+        "act": ((6, 3), 0),
+    }
+
+
 def test_names_that_are_not_there():
     net = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
     with pytest.raises(ModelError, match="its layers are 1"):

@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from tweaknn.network.layers import ACTIVATION_MODULES, Layer
 from tweaknn.network.modes import batch_size, call, eval_mode
 
-_LAST = (nn.Linear, nn.LayerNorm, nn.Embedding, nn.MultiheadAttention, nn.RNNBase)
+_FIRST = (nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase, nn.GroupNorm)
+_MADE_LAST = (nn.Linear, nn.Embedding, nn.MultiheadAttention, nn.RNNBase)
+_LAST = (*_MADE_LAST, nn.LayerNorm)
 
 
 @dataclass
@@ -56,15 +58,21 @@ def survey(model: nn.Module, x: Any) -> Survey:
         if any(True for _ in child.children())
     }
     modules = dict(model.named_modules())
+    axes: dict[int, int] = {}  # of tensors in ``values``, which stay alive and so keep their ids
 
-    def note(name: str, value: Tensor) -> None:
+    def note(name: str, value: Tensor, given: Tensor | None) -> None:
         if value.ndim < 2 or value.shape[0] != n:
             return
         if not value.is_floating_point():
             skipped.append(name)
             return
         path = name.split(":")[0]
-        rows.append((Layer(name, tuple(value.shape[1:]), _axis(modules[path], value)), path))
+        axis = _known_axis(modules[path], value, given, axes)
+        if axis is not None:
+            axes[id(value)] = axis
+        rows.append(
+            (Layer(name, tuple(value.shape[1:]), _likely_axis(modules[path], value) if axis is None else axis), path)
+        )
         values.append(value)
 
     with eval_mode(model), torch.inference_mode(), _recording(model, note):
@@ -87,14 +95,35 @@ def _tensors(output: Any) -> list[Tensor]:
     return [tensor for part in parts for tensor in _tensors(part)]
 
 
-def _axis(module: nn.Module, value: Tensor) -> int:
+def _known_axis(module: nn.Module, value: Tensor, given: Tensor | None, axes: dict[int, int]) -> int | None:
+    """Axis of the channels where the way here tells: from the layer that made the tensor, through what keeps its layout.
+
+    What a module is made of does not tell: a ConvNeXt block ends in a linear layer and hands out channels first, and the
+    mean over a wrong axis that a layer norm has centred is nothing but rounding.
+    """
     if value.ndim == 2:
         return 0
+    if id(value) in axes:  # an inner module's output handed on, or an input changed in place
+        return axes[id(value)]
+    if isinstance(module, _FIRST):
+        return 0
+    if isinstance(module, _MADE_LAST):
+        return value.ndim - 2
+    axis = axes.get(id(given))
+    if given is None or axis is None or given.ndim != value.ndim:
+        return None
+    # activations, norms and residual blocks keep the shape; poolings and paddings change the other sides
+    plain = not any(True for _ in module.children()) and not any(True for _ in module.parameters(recurse=False))
+    kept = given.shape == value.shape or (plain and given.shape[axis + 1] == value.shape[axis + 1])
+    return axis if kept else None
+
+
+def _likely_axis(module: nn.Module, value: Tensor) -> int:
     leaves = [m for m in module.modules() if not any(True for _ in m.children())]
     for leaf in reversed(leaves):
         if isinstance(leaf, _LAST):
             return value.ndim - 2
-        if isinstance(leaf, (nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm)):
+        if isinstance(leaf, _FIRST):
             return 0
     return value.ndim - 2 if value.ndim == 3 else 0
 
@@ -104,7 +133,7 @@ def reading(model: nn.Module, names: Sequence[str], sink: Callable[[int, Tensor]
     """Hand the named outputs to ``sink`` while the block runs, for this thread's calls only."""
     order = {name: k for k, name in enumerate(names)}
 
-    def note(name: str, value: Tensor) -> None:
+    def note(name: str, value: Tensor, given: Tensor | None) -> None:
         if name in order:
             sink(order[name], value)
 
@@ -113,7 +142,10 @@ def reading(model: nn.Module, names: Sequence[str], sink: Callable[[int, Tensor]
 
 
 @contextmanager
-def _recording(model: nn.Module, note: Callable[[str, Tensor], None], paths: set[str] | None = None) -> Iterator[None]:
+def _recording(
+    model: nn.Module, note: Callable[[str, Tensor, Tensor | None], None], paths: set[str] | None = None
+) -> Iterator[None]:
+    """``note`` gets each output's name, the output, and the module's first input if that was a tensor by position."""
     thread = threading.get_ident()
     calls: Counter[str] = Counter()
     handles = []
@@ -126,7 +158,7 @@ def _recording(model: nn.Module, note: Callable[[str, Tensor], None], paths: set
             calls[path] += 1
             value = value_of(output)
             if value is not None:
-                note(f"{path}:{count}" if count else path, value)
+                note(f"{path}:{count}" if count else path, value, value_of(args))
 
         return hook
 
