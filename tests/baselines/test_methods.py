@@ -77,6 +77,21 @@ def test_calibration_is_multiplying_the_softmax(task):
     assert agree.all()
 
 
+@pytest.mark.parametrize("name", ["retrain-1", "retrain-2"])
+def test_synaptic_retraining_moves_synapses_and_no_bias(task, name):
+    """What is added is a combination of the chosen neurons' values and nothing else."""
+    from tweaknn.baselines.ours import _theta, neurons_of
+
+    chosen, _ = _theta(task)
+    values = neurons_of(task, task.reader(), chosen, "test").astype(np.float64)
+    added = (run(name, task).test - task.logits["test"])[:, list(task.targets)].astype(np.float64)
+    assert np.abs(added).max() > 0.01
+    found = np.linalg.lstsq(values, added, rcond=None)[0]
+    assert np.abs(values @ found - added).max() < 1e-4 * np.abs(added).max()
+    shifted = added + added.std()  # a bias would not go unseen
+    assert np.abs(values @ np.linalg.lstsq(values, shifted, rcond=None)[0] - shifted).max() > 1e-2 * added.std()
+
+
 def test_retraining_from_the_beginning_forgets_the_base(task):
     from tweaknn.baselines.retraining import reinitialised
 

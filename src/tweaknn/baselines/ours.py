@@ -164,8 +164,7 @@ def _run_theta(task: Task) -> Candidate:
 def _retrained(task: Task, target_weight: float) -> Outcome:
     """The join's synapses, their weights solved for on table T instead of set from thresholds.
 
-    The problem is convex with the base's logits as offsets; only the chosen synapses (and no bias) take part.
-    Penalties
+    The problem is convex with the base's logits as offsets; only the chosen synapses (and no bias) take part. Penalties
     are tried on validation log loss, beginning at practically none.
     """
     chosen, _ = _theta(task)
@@ -187,21 +186,15 @@ def _retrained(task: Task, target_weight: float) -> Outcome:
     own = task.weights()
     weights = weights if own is None else weights * own
     fits = fit_path(
-        values["train"], task.logits["train"], y, (1e-2, 1e-3, 1e-4, _NO_PENALTY), mask=mask, sample_weight=weights
-    )
+        values["train"], task.logits["train"], y, (1e-2, 1e-3, 1e-4, _NO_PENALTY), mask=mask, sample_weight=weights, bias=False
+    )  # fmt: skip
     labels = task.labels("validation")
-    losses = [
-        negative_log_likelihood(_without_bias(f, values["validation"], task.logits["validation"]), labels) for f in fits
-    ]
+    losses = [negative_log_likelihood(f.logits(values["validation"], task.logits["validation"]), labels) for f in fits]
     best = fits[int(np.argmin(losses))]
-    evaluation = _without_bias(best, values["validation"][task.evaluation], task.judged()[0])
-    test = _without_bias(best, values["test"], task.logits["test"])
+    evaluation = best.logits(values["validation"][task.evaluation], task.judged()[0])
+    test = best.logits(values["test"], task.logits["test"])
     settings = {"synapses": int(mask.sum()), "l2": best.l2, "target_weight": target_weight}
     return Outcome(evaluation, test, int(mask.sum()), settings)
-
-
-def _without_bias(fit: Any, features: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-    return fit.logits(features, offsets)
 
 
 def neurons_of(task: Task, reader: Reader, delta: Delta, split: str) -> np.ndarray:
