@@ -127,13 +127,53 @@ def table_3_6(d: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def classes(d: dict[str, Any]) -> str:
+    """Every class by itself: points won, E in brackets."""
+    methods = ("calibration", "theta", "retrain-1", "retrain-2")
+    lines = ["| class | base | " + " | ".join(f"`{m}`" for m in methods) + " |", "|---|---|" + "---|" * len(methods)]
+
+    def mean(method: str, key: str) -> float:
+        return sum(row[method][key] for row in d["ours"].values()) / len(d["ours"])
+
+    for name, row in d["ours"].items():
+        cells = [f"{100 * row[m]['target_gain']:+.1f} ({pct(row[m]['E'], 2)})" for m in methods]
+        lines.append(f"| {name} | {pct(row['base'])} | " + " | ".join(cells) + " |")
+    cells = [f"{100 * mean(m, 'target_gain'):+.1f} ({pct(mean(m, 'E'), 2)}), overall {100 * mean(m, 'overall_gain'):+.1f}" for m in methods]
+    return "\n".join([*lines, "| *mean* | | " + " | ".join(cells) + " |"])
+
+
+def table_3_5(d: dict[str, Any]) -> str:
+    """Another network."""
+    lines = ["| method | ours: target | overall | E | dissertation (SVHN): target / overall |", "|---|---|---|---|---|"]
+    known = d["dissertation"].get(d["settings"]["network"], {})
+    for name, row in d["ours"].items():
+        theirs = " / ".join(map(str, known[name])) if name in known else "–"
+        lines.append(f"| `{name}` | {pct(row['target'])} | {pct(row['overall'])} | {pct(row['E'], 2)} | {theirs} |")
+    return "\n".join([f"Base {pct(d['base']['target'])} / {pct(d['base']['overall'])}.", "", *lines])
+
+
+def table_3_10(d: dict[str, Any]) -> str:
+    """Tail classes: accuracy by method, for each number of them."""
+    sizes = list(d["ours"])
+    names = list(dict.fromkeys(name for size in sizes for name in d["ours"][size]))
+    head = " | ".join(f"{size} tail classes" for size in sizes)
+    lines = [f"| method | {head} | dissertation (50, 100, 150) |", "|---|" + "---|" * (len(sizes) + 1)]
+    for name in names:
+        theirs = ", ".join(f"{100 * v:.1f}" for v in d["dissertation"].get(name, [])) or "–"
+        lines.append(f"| `{name}` | " + " | ".join(pct(d["ours"][size].get(name)) for size in sizes) + f" | {theirs} |")
+    return "\n".join(lines)
+
+
 FORMS = {
+    "classes": ("Every class by itself", classes),
     "3.1": ("Table 3.1, loss penalties", table_3_1),
     "3.2": ("Table 3.2, active neurons", table_3_2),
     "3.3": ("Tables 3.3 and 3.4, methods compared", table_3_3),
+    "3.5": ("Table 3.5, another network", table_3_5),
     "3.6": ("Table 3.6, count or threshold", table_3_6),
     "3.7": ("Table 3.7, lowest, median and highest class", gains),
     "3.8": ("Table 3.8, several targets", gains),
+    "3.10": ("Table 3.10, tail classes", table_3_10),
     "3.11": ("Tables 3.11 and 4.6, times", table_3_11),
     "4.2": ("Tables 4.1 to 4.3, parameters", table_4_2),
     "4.4": ("Tables 4.4 and 4.5, overall accuracy", table_4_4),

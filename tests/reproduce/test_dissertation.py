@@ -52,14 +52,14 @@ def toy(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", [t for t in TABLES if t not in ("4.2", "3.10")])
 def test_tables(name, toy, tmp_path, capsys, monkeypatch):
     found = toy(name)
-    assert found["dissertation"]
+    assert name == "classes" or found["dissertation"]
     assert found["ours"] if name != "3.11" else found["seconds"]
     if name in markdown.FORMS:
         capsys.readouterr()
         monkeypatch.setattr(sys, "argv", ["x", str(tmp_path)])
         markdown.main()
         said = capsys.readouterr().out
-        assert said.startswith("## Table")
+        assert said.startswith("## Every class" if name == "classes" else "## Table")
         assert "|" in said or name == "3.2"
 
 
@@ -83,7 +83,7 @@ def test_figures(name, toy, tmp_path, monkeypatch):
 
 def test_every_table_and_figure_of_the_issue_has_a_command():
     tables = {f"3.{k}" for k in range(1, 12)} | {f"4.{k}" for k in range(1, 7)}
-    assert tables == set(TABLES) | set(SAME)
+    assert tables == set(TABLES) - {"classes"} | set(SAME)
     figures = {"fig1.1", "fig3.1", *(f"fig3.{k}" for k in range(3, 12)), "fig6.1", "fig6.2"}
     assert figures == set(FIGURES) == set(drawing.DRAWINGS)
 
