@@ -156,6 +156,15 @@ CASES: dict[str, Case] = {
     "torchvision:inception_v3": _torchvision("inception_v3", 96, init_weights=False),
     "torchvision:vit_b_16": _torchvision("vit_b_16", 64, image_size=64),
     **{
+        f"torchvision:{name}": _torchvision(name, 64, weights_backbone=None)  # a class a pixel
+        for name in (
+            "fcn_resnet50",
+            "deeplabv3_resnet50",
+            "deeplabv3_mobilenet_v3_large",
+            "lraspp_mobilenet_v3_large",
+        )
+    },
+    **{
         f"timm:{name}": _timm(name, 64)
         for name in (
             "resnet10t",

@@ -80,14 +80,22 @@ def settled(net: nn.Module, x: Any) -> nn.Module:
 def _steps(net: nn.Module, x: Any, head: Any, found: dict[str, Any], onnx: bool, compiled: bool, exported: bool) -> Any:
     from tweaknn.delta import Delta, Read, synapses
     from tweaknn.delta.export import export
+    from tweaknn.delta.views import for_network
     from tweaknn.fit.convex import fit_path
     from tweaknn.network import Reader, fingerprint, pool
-    from tweaknn.network.modes import call, logits_of
+    from tweaknn.network.modes import call, first, output_of
+    from tweaknn.network.views import PixelView, at_pixels
 
-    reader = Reader(net, x, head=head)
+    view, seen, rows = net, x, nn.Identity()
+    if output_of(call(net, first(x, 2)), head).ndim == 4:  # a class a pixel: its rows are some pixels of each picture
+        view = PixelView(net, head)
+        asked = torch.zeros(len(x), 1, *x.shape[2:])
+        asked.flatten(1)[:, torch.randperm(asked[0].numel())[:8]] = 1
+        seen, rows = torch.cat([x, asked], 1), lambda maps: at_pixels(maps, asked[:, 0], exact=True)
+    reader = Reader(view, seen, head=head if view is net else None)
     found["how"], found["neurons"], found["layers"] = reader.how, reader.neurons, len(reader.layers)
     features: list[Tensor] = []
-    base = reader(x, lambda k, v: features.append(pool(v, reader.layers[k].channel_axis, "mean").clone()))
+    base = reader(seen, lambda k, v: features.append(pool(v, reader.layers[k].channel_axis, "mean").clone()))
     assert len(features) == len(reader.layers)
     assert all(bool(torch.isfinite(f).all()) for f in features)
     yield "observed"
@@ -101,24 +109,26 @@ def _steps(net: nn.Module, x: Any, head: Any, found: dict[str, Any], onnx: bool,
     weight = torch.from_numpy(fit.weight[:, columns].astype(np.float32))
     bias = torch.zeros(base.shape[1])
     bias[columns] = torch.from_numpy(fit.bias[columns].astype(np.float32))
-    shape = tuple(x.shape[1:]) if isinstance(x, Tensor) else ()
+    shape = tuple(seen.shape[1:]) if isinstance(seen, Tensor) else ()
     before = fingerprint(net)
-    delta = Delta((synapses(reads, weight, columns),), bias, before, shape, how=reader.how, head=head)
+    delta = Delta((synapses(reads, weight, columns),), bias, fingerprint(view), shape, how=reader.how, head=head)
+    if view is not net:
+        delta = for_network(delta, view, base.shape[1], layers=reader.maps)
     yield "joined"
     example = {"example_x": x}
     tweaked = delta.attach(net, **example)
     with torch.inference_mode():
-        plain = logits_of(call(net, x), head)
-        out = logits_of(call(tweaked, x), head)
-        wanted = plain.clone()
+        plain = output_of(call(net, x), head)
+        out = output_of(call(tweaked, x), head)
+        wanted = rows(plain).clone()
         wanted[:, columns] += torch.cat(features, 1) @ weight + bias[columns]
-    torch.testing.assert_close(out, wanted, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(rows(out), wanted, rtol=1e-3, atol=1e-3)
     assert not torch.equal(out, plain)
     rest = [j for j in range(base.shape[1]) if j not in columns]
     assert torch.equal(out[:, rest], plain[:, rest])
     yield "attached"
     with torch.inference_mode():
-        assert torch.equal(logits_of(call(tweaked.detach(), x), head), plain)
+        assert torch.equal(output_of(call(tweaked.detach(), x), head), plain)
     assert fingerprint(net) == before
     yield "detached"
     with tempfile.TemporaryDirectory() as folder:
@@ -126,7 +136,7 @@ def _steps(net: nn.Module, x: Any, head: Any, found: dict[str, Any], onnx: bool,
         yield "saved"
         again = Delta.load(f"{folder}/a.delta").attach(net, **example)
         with torch.inference_mode():
-            assert torch.equal(logits_of(call(again, x), head), out)
+            assert torch.equal(output_of(call(again, x), head), out)
         yield "loaded"
         try:
             if exported:
@@ -144,7 +154,7 @@ def _steps(net: nn.Module, x: Any, head: Any, found: dict[str, Any], onnx: bool,
         torch._dynamo.reset()
         made = torch.compile(tweaked, fullgraph=True, backend="eager")
         with torch.no_grad():
-            torch.testing.assert_close(logits_of(call(made, x), head), out, rtol=1e-3, atol=1e-3)
+            torch.testing.assert_close(output_of(call(made, x), head), out, rtol=1e-3, atol=1e-3)
         yield "compiled"
 
 
