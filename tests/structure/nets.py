@@ -172,3 +172,38 @@ def make(name: str) -> tuple[nn.Module, Tensor]:
     maker, example = ZOO[name]
     torch.manual_seed(0)
     return settled(maker()), example()
+
+
+class FixedHeads(nn.Module):
+    """Blocks whose attention cannot lose a head, since the number is written into its forward pass, and whose MLPs can."""
+
+    class Attention(nn.Module):
+        def __init__(self, width: int):
+            super().__init__()
+            self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
+
+        def forward(self, x: Tensor) -> Tensor:
+            q, k, v = self.qkv(x).reshape(x.shape[0], x.shape[1], 3, 3, 4).permute(2, 0, 3, 1, 4).unbind(0)
+            return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(x.shape))
+
+    class Block(nn.Module):
+        def __init__(self, width: int):
+            super().__init__()
+            self.attn = FixedHeads.Attention(width)
+            self.mlp = nn.Sequential(nn.Linear(width, 8), nn.GELU(), nn.Linear(8, width))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = x + self.attn(x)
+            return x + self.mlp(x)
+
+    def __init__(self, blocks: int = 4) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Linear(5, 12), nn.LayerNorm(12)
+        self.blocks = nn.ModuleList([FixedHeads.Block(12) for _ in range(blocks)])
+        self.head = nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(self.norm(x).mean(1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 
 import numpy as np
 import pytest
@@ -18,7 +19,9 @@ from tweaknn.structure.analyse import keep_working, run
 from tweaknn.structure.gating import gated
 from tweaknn.structure.surgery import cut
 
-from .nets import ZOO, TinyResNet, images, make, settled
+from .nets import ZOO, FixedHeads, TinyResNet, images, make, settled
+
+module = sys.modules[analyse.__module__]  # the package's name for it is the function
 
 EXPECTED = {  # unit gates (a head is one), branches
     "mlp": (12 + 9, 0),
@@ -330,3 +333,16 @@ def test_network_without_branches_can_be_mended(name: str) -> None:
     assert torch.equal(before[:, 0], after[:, 0])
     assert torch.equal(after, again)
     assert tweaked.detach() is small
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_no_gate_passes_its_proof_because_nothing_was_cut(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    tried: list[np.ndarray] = []
+    monkeypatch.setattr(module, "cut", lambda *args: (tried.append(args[2]), cut(*args))[1])
+    plan = analyse(FixedHeads(blocks=4), torch.randn(2, 6, 5), seed=seed)
+    refused = [name for name, reason in plan.ungated.items() if "number of channels" in reason]
+    assert refused == [f"blocks.{b}.attn.qkv" for b in range(4)]
+    assert (plan.n_units, len(plan.blocks)) == (4 * 8, 8)  # what can be cut stays offered
+    assert len(tried) < 4 + 4 + 8  # units and branches of one role are tried together first
+    assert not any(alive.all() for alive in tried)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import warnings
 from typing import Any
 
@@ -172,52 +173,102 @@ def _attributes(w: Watcher, model: nn.Module, gate: np.ndarray, plan: Plan) -> l
 
 
 def _proven(model: nn.Module, plan: Plan, inputs: tuple[Any, ...], seed: int) -> Plan:
-    """Keep what stands the test; on failure look for the guilty families and branches one by one."""
+    """Keep what stands the test; on failure look for the guilty families and branches, those of one role at a time."""
     double = copy.deepcopy(model).double()
     data = tuple(x.double() if isinstance(x, Tensor) and x.is_floating_point() else x for x in inputs)
     rng = np.random.default_rng(seed)
+    everything = np.ones(plan.n_gates, dtype=bool)
+    units = np.arange(plan.n_gates) < plan.n_units
+    families = plan.families()
+    branches = _branches(plan)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        if _agrees(double, plan, data, rng, np.ones(plan.n_gates, dtype=bool)) is None:
+        # what lies in a branch that is out is not tested, so units are cut with every branch in place, too
+        trials = [everything, units, *(np.any(group, axis=0) for group in branches)]
+        if all(_agrees(double, plan, data, rng, families, chosen) is None for chosen in trials if chosen.any()):
             return plan
-        families = plan.families()
-        bad_units = np.zeros(plan.n_units, dtype=bool)
+        bad = np.zeros(plan.n_gates, dtype=bool)
         why = "cutting it does not give the gated network"
-        for family in np.unique(families):
-            chosen = np.zeros(plan.n_gates, dtype=bool)
-            chosen[: plan.n_units] = families == family
-            wrong = _agrees(double, plan, data, rng, chosen)
-            if wrong is not None:
-                bad_units |= families == family
-                why = wrong
-        bad_blocks = set()
-        for b in range(len(plan.blocks)):
-            chosen = np.zeros(plan.n_gates, dtype=bool)
-            chosen[plan.n_units + b] = True
-            if _agrees(double, plan, data, rng, chosen) is not None:
-                bad_blocks.add(b)
-        plan = plan.without(bad_units, why)
+        for group in [*_roles(plan, families), *branches]:
+            if len(group) > 1 and _agrees(double, plan, data, rng, families, np.any(group, axis=0)) is None:
+                continue
+            for chosen in group:
+                wrong = _agrees(double, plan, data, rng, families, chosen)
+                if wrong is not None:
+                    bad |= chosen
+                    why = wrong if chosen[: plan.n_units].any() else why
+        bad_blocks = {int(b) for b in np.flatnonzero(bad[plan.n_units :])}
+        plan = plan.without(bad[: plan.n_units], why)
         if bad_blocks:
             plan = plan.without_blocks(bad_blocks, "taking it out does not give the gated network")
-        if plan.n_gates and (wrong := _agrees(double, plan, data, rng, np.ones(plan.n_gates, dtype=bool))):
+        everything = np.ones(plan.n_gates, dtype=bool)
+        if plan.n_gates and (wrong := _agrees(double, plan, data, rng, plan.families(), everything)):
             plan = plan.without(np.ones(plan.n_units, dtype=bool), wrong)
             plan = plan.without_blocks(set(range(len(plan.blocks))), wrong)
     return plan
 
 
-def _agrees(
-    model: nn.Module, plan: Plan, inputs: tuple[Any, ...], rng: np.random.Generator, chosen: np.ndarray
-) -> str | None:  # fmt: skip
-    """None if the network cut at random among ``chosen`` gates equals the gated one; else what went wrong."""
+def _roles(plan: Plan, families: np.ndarray) -> list[list[np.ndarray]]:
+    """Families as masks over the gates, together those that index the same arrays of modules whose paths differ in
+    numbers only: blocks repeat, and what can be cut in one can be cut in the next."""
+    roles: dict[int, set[tuple[Any, ...]]] = {int(family): set() for family in np.unique(families)}
+    for slot in plan.slots:
+        role = (re.sub(r"\d+", "#", slot.module), slot.name, slot.dim, slot.reads)
+        for family in np.unique(families[slot.map[slot.map >= 0]]):
+            roles[int(family)].add(role)
+    groups: dict[frozenset[Any], list[np.ndarray]] = {}
+    for family, places in roles.items():
+        chosen = np.zeros(plan.n_gates, dtype=bool)
+        chosen[: plan.n_units] = families == family
+        groups.setdefault(frozenset(places), []).append(chosen)
+    return list(groups.values())
+
+
+def _branches(plan: Plan) -> list[list[np.ndarray]]:
+    """Branches as masks over the gates, together those in equally many others: one in another goes with it untested."""
+    groups: dict[int, list[np.ndarray]] = {}
+    for b, block in enumerate(plan.blocks):
+        depth = sum(other.holds(block.name) for other in plan.blocks if other is not block)
+        groups.setdefault(depth, []).append(np.arange(plan.n_gates) == plan.n_units + b)
+    return list(groups.values())
+
+
+def _drawn(plan: Plan, rng: np.random.Generator, families: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """Gates at random among ``chosen``, such that something is cut in every family: a test that cuts nothing passes."""
     alive = np.ones(plan.n_gates, dtype=bool)
     alive[chosen] = rng.random(int(chosen.sum())) < 0.6
-    alive = keep_working(plan, alive)
+    if not chosen[: plan.n_units].any():
+        alive[chosen] = False
+    for family in np.unique(families[chosen[: plan.n_units]]):
+        own = np.flatnonzero(families == family)
+        if len(own) > 1 and alive[own].all() == alive[own].any():
+            alive[rng.choice(own)] ^= True  # one stays, too: with none left the branch around would go
+    return keep_working(plan, alive)
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    """A copy to be cut; its parameters lie in the memory of the old ones until then."""
+    memo: dict[int, Any] = {}
+    for old in (*model.parameters(), *model.buffers()):
+        if type(old) is nn.Parameter:
+            memo[id(old)] = nn.Parameter(old.detach(), requires_grad=old.requires_grad)
+        elif type(old) is Tensor:
+            memo[id(old)] = old.detach()
+    return copy.deepcopy(model, memo)
+
+
+def _agrees(
+    model: nn.Module, plan: Plan, inputs: tuple[Any, ...], rng: np.random.Generator, families: np.ndarray,
+    chosen: np.ndarray,
+) -> str | None:  # fmt: skip
+    """None if the network cut at random among ``chosen`` gates equals the gated one; else what went wrong."""
+    alive = _drawn(plan, rng, families, chosen)
     try:
         with gated(model, plan, torch.from_numpy(alive.astype(np.float64))):
             want = run(model, inputs)
     except Exception as error:
         return f"it cannot be gated ({error})"
-    small = copy.deepcopy(model)
+    small = _copied(model)
     try:
         small, _ = cut(small, plan, alive)
         got = run(small, inputs)
