@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import platform
 import threading
 import time
 import urllib.request
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +123,9 @@ def main() -> None:
     found = run(options.seconds, options.clients)
     print(json.dumps(found, indent=2))
     if options.json:
+        machine = {"cpus": os.cpu_count(), "python": platform.python_version(), "torch": torch.__version__}
+        command = f"python examples/serving/load.py --seconds {options.seconds:g} --clients {options.clients}"
+        found["settings"] = {"command": command, "seed": 0, "machine": machine, "date": date.today().isoformat()}
         options.json.write_text(json.dumps(found, indent=2) + "\n")
 
 
