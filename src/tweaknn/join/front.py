@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,8 @@ import numpy as np
 
 from tweaknn.errors import InputError
 from tweaknn.join.operating import OperatingPoint, operate
-from tweaknn.join.promise import Promise
 from tweaknn.join.setting import Candidate, Setting
+from tweaknn.join.settle import targets_alone
 from tweaknn.join.starts import QUICK
 from tweaknn.measure import error_e, pareto_front
 from tweaknn.writing import json_text, write
@@ -47,9 +48,11 @@ def front(setting: Setting, best: Candidate, tolerances: Sequence[float] = TOLER
         for kind in ("floors", "overall"):
             starts: list[np.ndarray] = []
             for tolerance in tolerances:
+                # weights, costs and what is asked beside floors or overall accuracy hold all along the front
+                promise = replace(setting.promise, kind=kind, tolerance=tolerance, max_drop=None, overall_drop=None)
                 point = operate(
-                    base, scaled, labels, setting.aims, Promise(kind, tolerance), classes=setting.classes, starts=starts,
-                    effort=QUICK if starts else None,
+                    base, scaled, labels, setting.aims, promise, classes=setting.classes, starts=starts,
+                    effort=QUICK if starts else None, alone=targets_alone(setting.promise) and kind == "overall",
                 )  # fmt: skip
                 starts = [point.bias]
                 if point.feasible:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from tweaknn.errors import InputError
+from tweaknn.join.alone import solve_alone
 from tweaknn.join.counting import caution_of, rules_of, target_sets, why
 from tweaknn.join.promise import Promise
 from tweaknn.join.search import Rules
@@ -91,6 +92,7 @@ def operate(
     caution: float | np.ndarray = 0.0,
     starts: Sequence[np.ndarray] = (),
     effort: Effort | None = None,
+    alone: bool = False,
 ) -> OperatingPoint:
     """The bias per class that makes the most of ``logits`` under ``promise``, judged against ``base_logits``.
 
@@ -107,6 +109,7 @@ def operate(
             how large a standard error is depends on how many examples the change moves, so a small change needs little caution.
         starts: further biases to start the search from.
         effort: search settings.
+        alone: one bias for all targets together and none for other classes, see :mod:`tweaknn.join.alone`.
 
     Returns:
         The operating point; if none is feasible the least infeasible one, ``feasible`` False and the ``reason`` said. Between equally
@@ -122,7 +125,12 @@ def operate(
     sets = target_sets(targets, y, c, classes, promise)
     words = [str(k) for k in (classes if classes is not None else range(c))]
     rules = rules_of(base, y, sets, promise, c, margins)
-    bias, short = solve(z, y, rules, sets, effort, starts)
+    free = sorted({j for t in sets for j in t.positions})
+
+    def best(rules: Rules, starts: Sequence[np.ndarray]) -> tuple[np.ndarray, float]:
+        return solve_alone(z, y, rules, free) if alone and len(free) < c else solve(z, y, rules, sets, effort, starts)
+
+    bias, short = best(rules, starts)
     cautious = bool(np.any(np.asarray(caution) > 0))
     for _ in range(ROUNDS if cautious else 0):
         more = caution_of(base, z + bias, y, sets, promise, caution)
@@ -130,7 +138,7 @@ def operate(
         if shortfall(z, y, rules, bias) <= 0:
             short = 0.0
             break  # what was found is cautious enough by its own measure
-        bias, short = solve(z, y, rules, sets, effort, [bias, *starts])
+        bias, short = best(rules, [bias, *starts])
     return _point(base, z, y, bias, sets, rules, promise, words, short, cautious)
 
 

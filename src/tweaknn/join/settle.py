@@ -55,22 +55,29 @@ def best_strength(
     ``near``: biases of a point of other caution, from which the search then starts, and is short.
     """
     base, labels = setting.validation.logits, setting.validation.labels
+    alone = targets_alone(setting.promise)
     tried: list[tuple[tuple[bool, float, float], OperatingPoint, float, np.ndarray]] = []
     for strength in strengths:
         scaled = logits if strength == 1.0 else base + np.float32(strength) * (logits - base)
         point = operate(
             base, scaled, labels, setting.aims, setting.promise, classes=setting.classes, caution=caution,
-            starts=[] if near is None else [near], effort=LIGHT if near is None else QUICK,
+            starts=[] if near is None else [near], effort=LIGHT if near is None else QUICK, alone=alone,
         )  # fmt: skip
         tried.append(((point.feasible, round(point.value, 12), point.overall), point, strength, scaled))
     _, point, strength, scaled = max(tried, key=lambda row: row[0])
-    if near is None:
+    if near is None and not alone:
         more = operate(
             base, scaled, labels, setting.aims, setting.promise, classes=setting.classes, caution=caution, starts=[point.bias]
         )
         if (more.feasible, round(more.value, 12), more.overall) > (point.feasible, round(point.value, 12), point.overall):
             point = more
     return point, strength, scaled
+
+
+def targets_alone(promise: Promise) -> bool:
+    """Whether the targets' common bias is all that is chosen: where one rule for everybody together is all that is asked."""
+    rest = (promise.floors, promise.specificity, promise.costs is not None, promise.max_drop is not None)
+    return promise.kind == "overall" and not any(rest)
 
 
 def placed(
@@ -100,6 +107,8 @@ def second_thought(setting: Setting, logits: np.ndarray, point: OperatingPoint) 
     standard error cost 0.3 points of target gain for 0.1 points of overall accuracy on new images: a small matter,
     kept for what cannot be told apart (``benchmarks/second_thought.py``).
     """
+    if targets_alone(setting.promise):
+        return point
     promise = setting.promise.resolve(setting.classes, len(setting.classes), setting.subclasses)
     labels, targets = setting.validation.labels, list(setting.targets)
     if not point.feasible or setting.subclasses or promise.costs is not None or promise.specificity or promise.weights:
