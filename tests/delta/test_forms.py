@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from tests.delta.nets import Branching, Small, delta_for, examples, network
+from tests.delta.nets import Branching, Small, delta_for, examples, network, reference
 from tweaknn.delta import Delta
+from tweaknn.delta.bank import DeltaBank
 from tweaknn.delta.export import export
 from tweaknn.errors import InputError, ModelError
 from tweaknn.network import Reader, fingerprint
@@ -36,6 +37,28 @@ def attached(kind, **spec):
 
 
 KINDS = pytest.mark.parametrize("kind", [Small, Decided])
+
+
+@pytest.mark.parametrize("name", ["layers", "nodes", "graph", "code", "base", "delta", "model", "change", "index"])
+def test_a_part_of_the_network_may_be_called_anything(name):
+    """What carries a delta must not have a name that hides one of the network's own (MNASNet's parts are ``layers``)."""
+
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            setattr(self, name, nn.Sequential(nn.Conv2d(3, 5, 3), nn.ReLU()))
+            self.out = nn.Linear(5, 4)
+
+        def forward(self, x):
+            return self.out(getattr(self, name)(x).mean((2, 3)))
+
+    net = Named().eval()
+    reader = Reader(net, X)
+    delta = delta_for(net, reader)
+    with torch.inference_mode():
+        out = delta.attach(net)(X)
+        torch.testing.assert_close(out.double(), reference(delta, reader, X), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(DeltaBank(net, {"a": delta})(X, ["a"] * 4), out)
 
 
 @KINDS

@@ -144,12 +144,12 @@ def _one(delta: Delta, net: nn.Module, root: nn.Module, device: torch.device, ex
 
 
 class Layered(fx.GraphModule):
-    """A traced network with deltas in its graph."""
+    """A traced network with deltas in its graph. It has no names of its own: they could be those of the network's parts."""
 
-    @property
-    def layers(self) -> dict[str, fx.Node]:
-        """The nodes of its layers, by name."""
-        return {node.meta["tweaknn"]: node for node in self.graph.nodes if "tweaknn" in node.meta}
+
+def nodes_of(module: Layered) -> dict[str, fx.Node]:
+    """The nodes of its layers, by name."""
+    return {node.meta["tweaknn"]: node for node in module.graph.nodes if "tweaknn" in node.meta}
 
 
 def layered(traced: Trace) -> Layered:
@@ -167,7 +167,7 @@ def layered(traced: Trace) -> Layered:
 
 def insert(delta: Delta, module: Layered, device: torch.device) -> Layered:
     """Put a delta into the graph of a traced network: reads behind the layers, the change before the output."""
-    nodes = module.layers
+    nodes = nodes_of(module)
     output = next(node for node in module.graph.nodes if node.op == "output")
     logits = logits_node(output.args[0], delta.head)
     made = plan(delta)
@@ -237,4 +237,4 @@ def logits_node(result: Any, head: int | str | None) -> fx.Node:
     return value
 
 
-__all__ = ["Tweaked", "attach", "call", "check_base", "example_input", "insert", "layered", "logits_node"]
+__all__ = ["Tweaked", "attach", "call", "check_base", "example_input", "insert", "layered", "logits_node", "nodes_of"]

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from tweaknn.delta.attach import Tweaked, attach, check_base, example_input, layered, logits_node
+from tweaknn.delta.attach import Tweaked, attach, check_base, example_input, layered, logits_node, nodes_of
 from tweaknn.delta.forward import REDUCTIONS, reading
 from tweaknn.delta.heads import Linear
 from tweaknn.delta.plan import Primitive, plan
@@ -321,7 +321,7 @@ class Tables(nn.Module):
 
     def _graph(self, traced: Trace, head: int | str | None) -> fx.GraphModule:
         module = layered(traced)
-        graph, nodes = module.graph, module.layers
+        graph, nodes = module.graph, nodes_of(module)
         for name in ("address", "weight", "column", "bias"):
             module.register_buffer(f"_tweaknn_{name}", getattr(self, name))
         last = [node for node in graph.nodes if node.op == "placeholder"][-1]
