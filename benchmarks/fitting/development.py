@@ -2,9 +2,11 @@
 CIFAR-10's train split, shown harder JPEGs of it, as the third-party network is (docs/results/fitting.md).
 
     python -m benchmarks.fitting.development [--pools 2] [--json benchmarks/results/fit-development.json]
+    python -m benchmarks.fitting.development --views 1 2 3 --pools 3 --json benchmarks/results/fit-views.json
 
 Fitted on 12,500 images the base has seen (their originals), chosen on 2,500 others and judged on another 2,500, both ways; promise
-``floors`` for each of the four worst classes, at several cautions.
+``floors`` for each of the four worst classes, at several cautions; with ``--views`` the AAN alone, fitted on all 20,000 images and so
+many augmented copies of each, also with a tolerance of a point.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from benchmarks.networks import CIFAR10, resnet20
 from tweaknn import Promise, SynapticJoin
 from tweaknn.delta import Delta
 from tweaknn.inputs.augment import augmentation
+from tweaknn.join.aans import aan
 from tweaknn.join.choice import ordered
 from tweaknn.join.methods import best, of_means
 from tweaknn.join.setting import Setting
@@ -140,14 +143,49 @@ def cautions(pools: int, values: tuple[float, ...] = (0.0, 0.25, 0.5, 1.0), imag
     ]
 
 
+def copies(pools: int, counts: list[int]) -> list[dict[str, Any]]:
+    """What an AAN gains by further augmented copies of each training image."""
+    seen, new, frame = development()
+    targets = worst(new.logits, new.labels, 4)
+    out = []
+    for count in counts:
+        train = replace(seen, views=seen.views[:count])
+        found: dict[float, list[dict[str, float]]] = {}
+        began = time.process_time()
+        for way in ways(new, pools):
+            parts: dict[tuple[float, int], list[tuple[np.ndarray, np.ndarray, np.ndarray]]] = {}
+            for held, judged in way:
+                setting = Setting(train, held, tuple(targets[:1]), CIFAR10, Promise("floors"), frame, 0)
+                made = aan(setting)
+                for tolerance in (0.0, 0.01):
+                    for target in targets:
+                        own = replace(setting, targets=(target,), promise=Promise("floors", tolerance))
+                        moved = applied(made.settle(own, "aan").delta, judged)
+                        parts.setdefault((tolerance, target), []).append((judged.logits, moved, judged.labels))
+            for (tolerance, target), measured in parts.items():
+                found.setdefault(tolerance, []).append(row(measured, (target,)))
+        spent = time.process_time() - began
+        out += [
+            {"views": count, "tolerance": t, "cpu_seconds": spent, **{k: 100 * float(np.mean([r[k] for r in kept])) for k in kept[0]}}
+            for t, kept in found.items()
+        ]
+        print(*out[-2:], sep="\n", flush=True)
+    return out
+
+
 def main() -> None:
     """Make the network, measure, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pools", type=int, default=2)
     parser.add_argument("--json", type=Path, default=HERE / "results" / "fit-development.json")
+    parser.add_argument("--views", type=int, nargs="*", help="measure numbers of augmented copies instead of cautions (at most 3)")
     options = parser.parse_args()
+    settings = {"pools": options.pools, "quality": QUALITY, "seen": SEEN}
+    if options.views:
+        write(options.json, {"machine": machine(), "settings": settings, "rows": copies(options.pools, options.views)})
+        return
     rows = cautions(options.pools)
-    write(options.json, {"machine": machine(), "settings": {"pools": options.pools, "quality": QUALITY, "seen": SEEN}, "rows": rows})
+    write(options.json, {"machine": machine(), "settings": settings, "rows": rows})
     for r in sorted(rows, key=lambda r: (r["method"], r["caution"])):
         print(f"{r['method']:12s} caution {r['caution']:4.2f} gain {r['gain']:5.1f} E {r['E']:.2f} half {r['E_half']:.2f}")
 

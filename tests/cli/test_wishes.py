@@ -56,6 +56,14 @@ def test_a_subclass_by_column_its_front_and_its_drift(folder, capsys):
                 "--delta", str(folder / "x.delta.safetensors"), "--json", str(folder / "e.json")]  # fmt: skip
     assert run([*evaluate, "--data", f"{folder}/test.npz"]) == 0
     assert not json.loads((folder / "e.json").read_text())["drift"]["drifted"]
+    assert run([*evaluate, "--data", f"{folder}/test.npz", "--target-column", "room=left&label=8"]) == 0
+    found = json.loads((folder / "e.json").read_text())["subclasses"]["room=left&label=8"]
+    with np.load(folder / "test.npz") as test:
+        names = [str(c) for c in test["classes"]]
+        assert found["n"] == int(((test["room"] == "left") & (test["y"] == names.index("8"))).sum())
+    assert found["tweaked"] > found["base"]
+    assert 0 <= found["p_value"] <= 1
+    assert run([*evaluate, "--data", f"{folder}/test.npz", "--target-column", "room=up"]) == 2
     with np.load(folder / "test.npz") as test:
         few = np.flatnonzero(test["y"] < 3)
         np.savez(folder / "other.npz", x=255 - test["x"][few], y=test["y"][few], classes=test["classes"])

@@ -80,3 +80,22 @@ def test_all_classes_as_targets_have_a_bias_each():
 ])  # fmt: skip
 def test_where_it_applies(promise, expected):
     assert targets_alone(promise) is expected
+
+
+@pytest.mark.parametrize(("said", "hinted"), [(None, True), ("none", False), ("train", False)])
+def test_few_validation_examples_say_what_would_help(said, hinted):
+    import torch
+    from torch import nn
+    from torch.utils.data import TensorDataset
+
+    from tweaknn import SynapticJoin
+
+    torch.manual_seed(0)
+    x = torch.randn(260, 6)
+    y = (x[:, :3] + 0.8 * torch.randn(260, 3)).argmax(1)
+    net = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    parts = TensorDataset(x[:200], y[:200]), TensorDataset(x[200:], y[200:])
+    result = SynapticJoin(method="mean", base_saw=said).fit(net, *parts, targets=[0])
+    thin = [w for w in result.warnings if "few validation examples" in w]
+    assert any("--base-saw none" in w for w in thin) is hinted
+    assert "mean" in {c.name for c in result.candidates}

@@ -11,6 +11,7 @@ import typer
 from tweaknn.cli import options as o
 from tweaknn.cli.answers import around, attach_all, example_of
 from tweaknn.cli.console import bar, note, out, percent, points, table, warn
+from tweaknn.cli.wishes import mask_of
 from tweaknn.delta import Delta
 from tweaknn.errors import DeltaError, InputError
 from tweaknn.join.comparison import Comparison, compare_logits
@@ -35,6 +36,9 @@ def command(
     size: o.Size = None,
     head: o.Head = None,
     pixels: o.Pixels = None,
+    target_column: Annotated[
+        list[str] | None, typer.Option(help="COLUMN=VALUE (with & between several): also measure just these examples, as join does.")
+    ] = None,
     seed: o.Seed = 0,
     device: o.Device = "cpu",
     batch_size: o.BatchSize = 128,
@@ -58,6 +62,9 @@ def command(
         tweaked_model = around(opened, attach_all(deltas, opened.raw, example_of(opened, examples)))
         if deltas[0].n_classes > 1:
             check_classes(deltas[0], examples.classes)
+    parts = {condition: mask_of(condition, examples) for condition in target_column or []}
+    if parts and opened.several:
+        raise InputError("--target-column needs one class an example; this network has several labels or a class a pixel.")
     timing: dict[str, Any] = {}
     if latency:
         if tweaked_model is None:
@@ -68,6 +75,7 @@ def command(
     with bar("Base", len(examples)) as progress:
         base, labels = collect_logits(opened.model, examples.loader(batch_size), progress=progress)
     common = {"model": model, "data": data, "deltas": [str(path) for path in delta or []], "skipped": examples.skipped}
+    after = None
     if tweaked_model is None:
         m = measure(base, labels)
         show_base(m, examples.classes)
@@ -94,9 +102,34 @@ def command(
             figures["drift"] = drift.to_dict()
             if drift.drifted:
                 warn(drift.sentence)
+    if parts:
+        figures["subclasses"] = subclasses_of(parts, base, after, labels)
+        show_subclasses(figures["subclasses"])
     if examples.skipped:
         note(f"{examples.skipped} unreadable images were not counted")
     o.write_json(json, {**figures, **timing, **common})
+
+
+def subclasses_of(
+    parts: dict[str, np.ndarray], base: np.ndarray, after: np.ndarray | None, labels: np.ndarray
+) -> dict[str, dict[str, Any]]:
+    """Accuracy of each part ``(n,)`` of the examples: ``n``, ``base``, and with a delta ``tweaked`` and the paired test's ``p_value``."""
+    found: dict[str, dict[str, Any]] = {}
+    for name, rows in parts.items():
+        found[name] = {"n": int(rows.sum()), "base": float((base.argmax(1) == labels)[rows].mean())}
+        if after is not None:
+            c = compare_logits(base[rows], after[rows], labels[rows])
+            found[name] |= {"tweaked": c.tweaked.overall, "p_value": float(c.p_value)}
+    return found
+
+
+def show_subclasses(found: dict[str, dict[str, Any]]) -> None:
+    """Table of :func:`subclasses_of`."""
+    rows = []
+    for name, f in found.items():
+        moved = [percent(f["tweaked"]), points(f["tweaked"] - f["base"]), f"{f['p_value']:.1e}"] if "tweaked" in f else ["–"] * 3
+        rows.append([name, str(f["n"]), percent(f["base"]), *moved])
+    out.print(table(["examples with", "number", "base %", "tweaked %", "points", "p"], rows))
 
 
 def timed(tweaked: Any, base: Any, examples: Any) -> dict[str, Any]:

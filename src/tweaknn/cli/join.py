@@ -29,6 +29,7 @@ class Method(StrEnum):
     fit = "fit"
     aan = "aan"
     aan_grouped = "aan-grouped"
+    mean = "mean"
     selected = "selected"
     stable = "stable"
     net_gain = "net-gain"

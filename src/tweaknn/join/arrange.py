@@ -18,7 +18,7 @@ SCARCE = 200
 CERTIFYING = 0.5
 """Share of the examples that may be chosen on which certifies, where a confidence is asked for."""
 
-CROSSABLE = ("best", "fit", "aan", "aan-grouped", "selected", "stable", "net-gain")
+CROSSABLE = ("best", "fit", "aan", "aan-grouped", "mean", "selected", "stable", "net-gain")
 """Methods that read table T only, and may be fitted fold by fold."""
 
 Masks = Mapping[str, np.ndarray]

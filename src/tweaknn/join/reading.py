@@ -23,7 +23,7 @@ epochs of fine-tuning a ResNet-20 (``benchmarks/fitting/timing.py``)."""
 MEMORY = 1_500_000_000
 """Bytes that the pooled neurons of all examples and views may take."""
 
-WITH_VIEWS = ("best", "aan", "aan-grouped")
+WITH_VIEWS = ("best", "aan", "aan-grouped", "mean")
 """Methods that read views by default: those with an MLP, which would learn the training pictures by heart without."""
 
 
@@ -37,7 +37,7 @@ def reading(method: str, reader: Reader, rows: int) -> tuple[Read, ...]:
         rows: examples and views that will be held at once.
     """
     room = max(MEMORY // (4 * max(rows, 1)), 1)
-    rich = method in ("best", "aan", "aan-grouped")
+    rich = method in WITH_VIEWS
     reads = _reads(reader, ("mean", "max"), last_stage(reader)) if rich else _reads(reader, ("mean",))
     if _size(reads) <= room:
         return tuple(reads)

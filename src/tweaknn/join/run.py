@@ -21,7 +21,7 @@ from tweaknn.join.diagnosis import names_of, worst_classes
 from tweaknn.join.methods import METHODS, check_method, retrained, table_candidates
 from tweaknn.join.prepared import Parts, Prepared, TargetMasks, masks_of
 from tweaknn.join.promise import Promise, class_position
-from tweaknn.join.reading import Views, reading, source_of, views_of
+from tweaknn.join.reading import WITH_VIEWS, Views, reading, source_of, views_of
 from tweaknn.join.result import JoinResult, conclude
 from tweaknn.join.setting import Candidate, Setting
 from tweaknn.join.settle import settle
@@ -37,7 +37,7 @@ Bar = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 """``bar(what, total)`` gives a context manager that yields a function to be called with the number done."""
 
 
-TARGETLESS = ("best", "fit", "aan", "aan-grouped")
+TARGETLESS = ("best", "fit", "aan", "aan-grouped", "mean")
 """Methods whose fits are the same whatever the targets."""
 
 @dataclass
@@ -208,7 +208,10 @@ class SynapticJoin:
             *plan.notes,
             *overlap_warnings(prepared.train_table, prepared.validation_table),
             *base_saw_warnings(self.base_saw, prepared.train_table, prepared.validation_table, plan),
-            *thin_warnings(plan.choice.labels, names, chosen_targets, promise),
+            *thin_warnings(
+                plan.choice.labels, names, chosen_targets, promise,
+                may_cross=self.base_saw is None and self.cross_fit is None and plan.fold is None and self.method in CROSSABLE,
+            ),
         ]
         caution = self.caution if self.caution is not None else cautious(self.base_saw, prepared, plan)
         setting = Setting(
@@ -251,7 +254,7 @@ class SynapticJoin:
         with self.bar("Cross-fitting", int(plan.fold.max()) + 1) as progress:
             return cross_fitted(
                 make, setting, plan.train, plan.fold, plan.pool_masks, progress,
-                split_limit=self.method in ("best", "aan", "aan-grouped"),
+                split_limit=self.method in WITH_VIEWS,
             )  # fmt: skip
 
     # -- steps ---------------------------------------------------------------------------------------------------

@@ -25,15 +25,21 @@ SEEN = 2.0
 be measured (docs/results/operating.md)."""
 
 
-def thin_warnings(labels: np.ndarray, classes: Sequence[str], targets: Sequence[int], promise: Promise) -> list[str]:
-    """Classes whose validation examples are too few for what is promised of them."""
+def thin_warnings(
+    labels: np.ndarray, classes: Sequence[str], targets: Sequence[int], promise: Promise, *, may_cross: bool = False
+) -> list[str]:
+    """Classes whose validation examples are too few for what is promised of them, and what would help (``may_cross``: cross-fitting,
+    which is not done only because nobody said what the base saw)."""
     counts = np.bincount(labels, minlength=len(classes))
     watched = range(len(classes)) if promise.kind == "floors" or promise.max_drop is not None else targets
     thin = [(classes[j], int(counts[j])) for j in watched if counts[j] < FEW]
     if not thin:
         return []
     some = ", ".join(f"{name} ({n})" for name, n in thin[:6]) + (", ..." if len(thin) > 6 else "")
-    return [f"the promise rests on few validation examples of {some}; on new data it holds only by several points"]
+    said = f"the promise rests on few validation examples of {some}; on new data it holds only by several points"
+    if may_cross:
+        said += "; if the base saw neither split, --base-saw none lets every example serve for the fit and for the choice"
+    return [said]
 
 
 def base_saw_warnings(
