@@ -23,12 +23,14 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.common import HERE, machine, write
+from benchmarks.fitting.cifar import head2toe
 from benchmarks.fitting.tables import augmented, base_network, pictures, prepared
 from benchmarks.networks import resnet20
 from tweaknn import SynapticJoin
 from tweaknn.fit.convex import LogisticProblem
 from tweaknn.fit.sgd import fit_sgd
-from tweaknn.join.candidates import best_linear
+from tweaknn.join.aans import aan
+from tweaknn.join.candidates import best_linear, bias_alone, last_layer, linear
 from tweaknn.join.methods import of_means
 from tweaknn.join.setting import Setting
 from tweaknn.join.size import limit_of
@@ -57,6 +59,30 @@ def forward(model: torch.nn.Module, x: torch.Tensor) -> None:
     with torch.inference_mode():
         for s in range(0, len(x), 128):
             model(x[s : s + 128])
+
+
+def each(setting: Setting, small: Setting) -> dict[str, Callable[[], Any]]:
+    """What makes one candidate, operating point included, on tables of its own: nothing of them has been fitted yet."""
+    few = of_neurons(small)
+    rows = np.arange(len(setting.train.labels))
+
+    def fresh(of: Setting) -> Setting:
+        return replace(of, train=replace(of.train.rows(rows), views=of.train.views))
+
+    return {
+        "bias": lambda: bias_alone(fresh(small)),
+        "random-neurons": lambda: linear(fresh(small), "random-neurons", few),
+        "last-layer": lambda: linear(fresh(small), "last-layer", last_layer(small.train)),
+        "head2toe": lambda: head2toe(fresh(small)),
+        "fit": lambda: best_linear(fresh(small)).settle(small, "fit"),
+        "aan": lambda: aan(fresh(setting)).settle(setting, "aan"),
+    }
+
+
+def of_neurons(small: Setting) -> np.ndarray:
+    """A quarter of the neurons, by lot, as the control takes them."""
+    f = small.train.features.shape[1]
+    return np.sort(np.random.default_rng(0).choice(f, size=f // 4, replace=False))
 
 
 def synapses_120(cache: Path) -> dict[str, Any]:
@@ -106,6 +132,7 @@ def main() -> None:
     _, seconds["convex fit + operating point"] = timed(lambda: best_linear(alone).settle(alone, "fit"))
     _, seconds["choosing"] = timed(lambda: join.choose(ready, [2]))
     _, seconds["choosing for another target"] = timed(lambda: join.choose(ready, [3]))
+    alike = {name: timed(make)[1] for name, make in each(setting, small).items()}
     tuned = resnet20()
     tuned.load_state_dict(model.state_dict())
     _, seconds["fine-tuning epoch"] = timed(lambda: epoch(tuned, x[:n], y[:n]))
@@ -120,10 +147,16 @@ def main() -> None:
             "whole default / a fine-tuning epoch": (s["passes"] + s["choosing"]) / s["fine-tuning epoch"],
             "another target / a pass": s["choosing for another target"] / one,
             "a fine-tuning epoch / a forward pass": s["fine-tuning epoch"] / s["forward"],
+            # what each reads beside its own fit: validation, all images, all images and their view
+            "each method / a fine-tuning epoch": {
+                name: (spent[clock] + {"bias": one * m / n, "aan": s["passes"], "fit": s["passes"]}.get(name, s["pass without views"]))
+                / s["fine-tuning epoch"]
+                for name, spent in alike.items()
+            },
         }
     write(options.out, {"machine": machine(), "settings": {**vars(options), "out": None, "cache": None},
                         "ratios": ratios, "seconds": seconds})  # fmt: skip
-    print({k: {a: round(b, 2) for a, b in v.items()} for k, v in ratios.items()})
+    print({k: {a: b if isinstance(b, dict) else round(b, 2) for a, b in v.items()} for k, v in ratios.items()})
     print({k: {a: round(b, 1) if isinstance(b, float) else b for a, b in v.items()} for k, v in seconds.items()})
 
 
