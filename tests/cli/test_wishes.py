@@ -112,6 +112,11 @@ def test_costs_from_a_file(folder):
         (["--target", "8", "--front", "front.txt"], "ends in .json"),
         (["--target", "8", "--costs", "missing.csv"], "cannot be read"),
         (["--target", "8", "--cross-fit", "--method", "theta"], "Cross-fitting needs one of the methods"),
+        (["--target", "8", "--validation-share", "0.2"], "contradict each other"),
+        (["--target", "8", "--hidden", "8"], "fit makes none"),
+        (["--target", "8", "--form", "signed"], "which count"),
+        (["--target", "8", "--floor", "8=0.9", "--floor", "8=0.2"], "given twice for 8"),
+        (["--target", "8", "--promise", "mixed", "--tolerance", "0.1"], "no tolerance of its own"),
     ],
 )
 def test_wishes_that_cannot_be(folder, capsys, wishes, said):
@@ -122,16 +127,25 @@ def test_wishes_that_cannot_be(folder, capsys, wishes, said):
 
 
 def test_cost_files(tmp_path):
-    plain, named, bad = tmp_path / "a.csv", tmp_path / "b.csv", tmp_path / "c.csv"
+    plain, named, bad, flat = tmp_path / "a.csv", tmp_path / "b.csv", tmp_path / "c.csv", tmp_path / "d.json"
+    flat.write_text('{"cat": 3}')
     plain.write_text("0,1\n2,0\n")
     named.write_text(",cat,dog\ndog,2,0\ncat,0,1\n")
     bad.write_text("0,x\n1,0\n")
     expected = np.array([[0.0, 1.0], [2.0, 0.0]])
     np.testing.assert_array_equal(read_costs(plain, None), expected)
     np.testing.assert_array_equal(read_costs(named, ["cat", "dog"]), expected)
-    for path, said in ((bad, "not a matrix of numbers"), (named, "no class")):
+    for path, said in ((bad, "not a matrix of numbers"), (named, "no class"), (flat, "not a matrix of numbers")):
         with pytest.raises(InputError, match=said):
             read_costs(path, ["cat", "cow"])
+
+
+def test_groups_of_the_validation_data_reach_the_join(folder, monkeypatch, capsys):
+    given = {}
+    monkeypatch.setattr("tweaknn.cli.join.SynapticJoin.fit", lambda self, *a, groups, **k: given.update(groups=groups) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        join(folder, "--target", "8", "--group", "room")
+    assert [set(part) for part in given["groups"]] == [{"left", "right"}] * 2
 
 
 def test_masks_of_numbers(folder):

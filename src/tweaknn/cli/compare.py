@@ -41,8 +41,8 @@ def command(
         int, typer.Option(min=1, help="Moments of the last half of a training at which E is measured (Table 3.4).")
     ] = 3,
     validation_share: Annotated[
-        float, typer.Option(help="Of --train, set aside when --validation is not given.")
-    ] = 0.5,
+        float | None, typer.Option(help="Of --train, set aside when --validation is not given; 0.5.")
+    ] = None,
     limit: Annotated[
         int, typer.Option(min=0, help="Validation examples changed networks are judged on; 0 for all.")
     ] = 5000,
@@ -89,13 +89,15 @@ def command(
         checkpoints=checkpoints,
         penalties=tuple(sorted(penalty)) if penalty else defaults.penalties,
     )
+    if validation is not None and validation_share is not None:
+        raise InputError("--validation-share is set aside of --train where there is no --validation; give one of the two.")
     plan = Plan(
         targets=tuple(target),
         methods=tuple(parse(methods)),
         seeds=seeds,
         first_seed=seed,
         training=training,
-        validation_share=validation_share,
+        validation_share=0.5 if validation_share is None else validation_share,
         limit=limit or None,
         batch_size=batch_size,
         layers=layers if layers in ("all", "stages") else layers.split(","),  # type: ignore[arg-type]

@@ -251,5 +251,5 @@ def show_comparison(c: Comparison, mark: list[str] | None = None) -> None:
     worst = "no class lost" if c.worst_drop >= 0 else f"{c.worst_class} lost {-100 * c.worst_drop:.1f} points"
     out.print(
         f"E {100 * c.E:.2f} points; worst: {worst}; log loss {c.base.nll:.3f} → {c.tweaked.nll:.3f}; "
-        f"calibration error {percent(c.base.ece)} → {percent(c.tweaked.ece)} %; p = {np.format_float_scientific(c.p_value, 1)}"
+        f"calibration error {percent(c.base.ece)} → {percent(c.tweaked.ece)} %; p = {c.p_value:.1e}"
     )

@@ -19,7 +19,7 @@ from tweaknn.inputs.answers import PixelExamples
 from tweaknn.join.aans import AANChoice
 from tweaknn.join.front import check_front_file, write_front
 from tweaknn.join.result import JoinResult
-from tweaknn.join.run import SynapticJoin
+from tweaknn.join.run import Groups, SynapticJoin
 from tweaknn.network.reader import Reader
 from tweaknn.network.views import PixelView
 
@@ -157,7 +157,10 @@ def command(
         Form | None, typer.Option(help="dense, or grouped: a hidden group a stage, as the dissertation has it.")
     ] = None,
     group: Annotated[str | None, typer.Option(help="Column whose groups (patients, lesions) are never parted.")] = None,
-    validation_share: Annotated[float, typer.Option(min=0.0, max=1.0, help="Share set aside when --validation is not given.")] = 0.5,
+    validation_share: Annotated[
+        float | None,
+        typer.Option(min=0.0, max=1.0, help="Share set aside when --validation is not given and nothing is cross-fitted; 0.5."),
+    ] = None,
     keep: Annotated[
         Path | None,
         typer.Option("--table", help="Folder that keeps what was read, so that another join does not read it again."),
@@ -213,10 +216,10 @@ def command(
         table=keep,
         bar=bar,
     )
-    groups = examples.column(group) if group else None
-    if groups is None and isinstance(examples, PixelExamples):
-        groups = examples.groups  # pixels of one picture stay together
+    groups = (groups_of(examples, group), groups_of(held, group))
     if opened.several:
+        if front is not None:
+            raise InputError("--front is of one operating point, and each label has its own; leave it out for several labels.")
         return several(joiner, opened, examples, held, target, groups, out_file, json)
     result = joiner.fit(
         opened.model, examples, held, targets=target, worst=worst, classes=examples.classes, groups=groups,
@@ -241,6 +244,15 @@ def command(
         note(f"{examples.skipped} unreadable images were left out")
 
 
+def groups_of(examples: Examples | None, column: str | None) -> np.ndarray | None:
+    """Which examples are never parted ``(n,)``: those of one value of ``column``, pixels of one picture."""
+    if examples is not None and column:
+        if column in examples.columns:
+            return examples.column(column)
+        note(f"{examples.name} has no column {column!r}, so its examples are taken one by one")
+    return examples.groups if isinstance(examples, PixelExamples) else None
+
+
 def names_for(opened: o.Opened, examples: Examples) -> list[str] | None:
     """Names of the network's own logits: a single logit has none."""
     return examples.classes if opened.n_logits > 1 else None
@@ -252,7 +264,7 @@ def several(
     examples: Examples,
     held: Examples | None,
     target: list[str] | None,
-    groups: np.ndarray | None,
+    groups: Groups,
     out_file: Path,
     json: Path | None,
 ) -> None:

@@ -18,7 +18,7 @@ from tweaknn.inputs import Examples
 from tweaknn.inputs.answers import one_label
 from tweaknn.join.promise import class_position
 from tweaknn.join.result import JoinResult
-from tweaknn.join.run import SynapticJoin
+from tweaknn.join.run import Groups, SynapticJoin
 from tweaknn.measure import label_measures
 from tweaknn.network.outputs import collect_scores
 
@@ -64,7 +64,7 @@ def join(
     train: Examples,
     held: Examples | None,
     targets: Sequence[str],
-    groups: np.ndarray | None,
+    groups: Groups,
 ) -> tuple[Delta | None, dict[str, JoinResult]]:
     """A delta for each target label, summed.
 

@@ -41,6 +41,8 @@ def pairs(values: list[str], option: str) -> dict[str, float]:
     found = {}
     for value in values:
         name, equals, number = value.rpartition("=")
+        if name in found:
+            raise InputError(f"--{option.rstrip('s')} is given twice for {name}; give it once.")
         try:
             found[name] = float(number)
         except ValueError:
@@ -81,6 +83,8 @@ def _named(content: dict[str, Any], path: Path, classes: list[str] | None) -> np
         raise InputError(f"--costs {path}: names classes, but the data names none; give a plain matrix.")
     matrix = np.zeros((len(classes), len(classes)))
     for true, row in content.items():
+        if not isinstance(row, dict):
+            raise ValueError(f"{row!r} is no row")
         for predicted, cost in row.items():
             for name in (true, predicted):
                 if name not in classes:

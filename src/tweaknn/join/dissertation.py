@@ -84,7 +84,7 @@ def limits_of(setting: Setting) -> Limits:
     """The promise as numbers of correct validation examples."""
     promise: Promise = setting.promise.resolve(setting.classes, len(setting.classes))
     if promise.costs is not None or promise.specificity:
-        raise InputError("The method theta searches n and scale only; use --method fit with costs or a specificity.")
+        raise InputError("Algorithm 1's synapses are placed by n and scale only; use --method fit with costs or a specificity.")
     labels = setting.validation.labels
     counts = np.bincount(labels, minlength=len(setting.classes))
     base = correct_by_class(setting.validation.logits, labels)

@@ -42,7 +42,7 @@ class Promise:
             the mean target accuracy. None: no costs.
 
     Raises:
-        InputError: an unknown kind, a fraction outside 0..1, a negative weight.
+        InputError: an unknown kind, a fraction outside 0..1, a negative weight, a tolerance of a mixed promise.
     """
 
     kind: str = "floors"
@@ -57,6 +57,8 @@ class Promise:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise InputError(f"Unknown promise {self.kind!r}; choose one of {', '.join(KINDS)}.")
+        if self.kind == "mixed" and self.tolerance:
+            raise InputError("A mixed promise has no tolerance of its own; say max_drop (--max-drop) or overall_drop (--overall-drop).")
         single = {"tolerance": self.tolerance, "max_drop": self.max_drop, "overall_drop": self.overall_drop}
         named = [(f"floor of {k}", v) for k, v in self.floors.items()]
         named += [(f"specificity of {k}", v) for k, v in self.specificity.items()]

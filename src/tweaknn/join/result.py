@@ -163,7 +163,7 @@ def sentence(best: Candidate, targets: list[str], helps: bool, rivals: Sequence[
     who = ", ".join(targets)
     point, c = best.point, best.comparison
     if not helps:
-        why = f": {point.reason}" if point.reason else ""
+        why = f": {point.reason.removesuffix('.')}" if point.reason else ""
         return f"Nothing found improves {who} on validation while keeping the promise{why}; no file was written."
     gain = 100 * (point.target - point.base_target)
     cost = "no class loses" if c.worst_drop >= 0 else f"{c.worst_class} loses {-100 * c.worst_drop:.1f} points"

@@ -16,9 +16,10 @@ from tweaknn.delta import Delta
 from tweaknn.errors import InputError
 from tweaknn.join.aans import AANChoice
 from tweaknn.join.arrange import CROSSABLE, Arrangement, arrange, wants_cross
+from tweaknn.join.checks import check
 from tweaknn.join.crossfit import cross_fitted
 from tweaknn.join.diagnosis import names_of, worst_classes
-from tweaknn.join.methods import METHODS, check_method, retrained, table_candidates
+from tweaknn.join.methods import retrained, table_candidates
 from tweaknn.join.prepared import Parts, Prepared, TargetMasks, masks_of
 from tweaknn.join.promise import Promise, class_position
 from tweaknn.join.reading import WITH_VIEWS, Views, reading, source_of, views_of
@@ -28,7 +29,7 @@ from tweaknn.join.settle import settle
 from tweaknn.join.size import base_work, limit_of
 from tweaknn.join.splits import holdout
 from tweaknn.join.table import PooledTable, read_pooled, stored_pooled
-from tweaknn.join.warnings import base_saw_warnings, cautious, overlap_warnings, thin_warnings
+from tweaknn.join.warnings import base_saw_warnings, cautious, overlap_warnings, promise_warnings, thin_warnings
 from tweaknn.measure import per_class_accuracy
 from tweaknn.network.fingerprint import fingerprint
 from tweaknn.network.reader import Reader
@@ -37,8 +38,12 @@ Bar = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 """``bar(what, total)`` gives a context manager that yields a function to be called with the number done."""
 
 
+Groups = np.ndarray | tuple[np.ndarray | None, np.ndarray | None] | None
+"""Which examples belong together: of the training data, or of both splits."""
+
 TARGETLESS = ("best", "fit", "aan", "aan-grouped", "mean")
 """Methods whose fits are the same whatever the targets."""
+
 
 @dataclass
 class SynapticJoin:
@@ -52,7 +57,7 @@ class SynapticJoin:
         promise: ``floors``, ``overall``, or a :class:`~tweaknn.join.promise.Promise`; None takes the method's own.
         tolerance: what the promise may give up, a fraction.
         layers: ``all``, ``stages`` or names.
-        validation_share: of ``train`` that is set aside when no validation data is given.
+        validation_share: of ``train`` that is set aside when no validation data is given; None: half of it.
         base_saw: which split the base was trained on: ``train``, ``validation``, ``both``, ``none`` or None (unknown).
         cross_fit: fit and choose fold by fold; None: where data is scarce, see :func:`tweaknn.join.arrange.wants_cross`.
         caution: standard errors by which every rule is kept on validation beyond its letter; None: :data:`CAUTION`, or more where
@@ -75,7 +80,7 @@ class SynapticJoin:
     promise: str | Promise | None = None
     tolerance: float = 0.0
     layers: str | Sequence[str] = "all"
-    validation_share: float = 0.5
+    validation_share: float | None = None
     base_saw: str | None = None
     cross_fit: bool | None = None
     caution: float | None = None
@@ -102,7 +107,7 @@ class SynapticJoin:
         worst: int | None = None,
         masks: TargetMasks | None = None,
         classes: Sequence[str] | None = None,
-        groups: np.ndarray | None = None,
+        groups: Groups = None,
     ) -> JoinResult:
         """Run the join.
 
@@ -115,13 +120,14 @@ class SynapticJoin:
             masks: sub-classes, name -> boolean mask of validation examples, or a pair of masks over ``train`` and ``validation``;
                 without validation data a mask over ``train``.
             classes: names of the logits; taken from the data when it has them.
-            groups: ``(n,)`` of ``train``; whole groups are set aside.
+            groups: ``(n,)`` of ``train``, or a pair, of ``train`` and of ``validation`` (either None); a group is never parted.
 
         Raises:
             InputError: unknown or empty target, labels outside the logits' range, contradictory settings.
             ModelError: NaN or infinite logits or activations, no hidden neurons.
         """
-        self._check(targets, worst, masks)
+        targets = [targets] if isinstance(targets, (str, int)) else targets
+        check(self, targets is not None and len(targets) > 0, worst, masks)
         known = classes if classes is not None else getattr(train, "classes", None)
         if known is not None:
             for target in targets or ():
@@ -136,7 +142,7 @@ class SynapticJoin:
         validation: Any = None,
         *,
         classes: Sequence[str] | None = None,
-        groups: np.ndarray | None = None,
+        groups: Groups = None,
     ) -> Prepared:
         """The only step that runs the network: read the pooled neurons of both splits. :meth:`choose` may then be called
         for any number of targets. Arguments and errors as for :meth:`fit`."""
@@ -183,7 +189,8 @@ class SynapticJoin:
         masks: TargetMasks | None = None,
     ) -> JoinResult:
         """Fit, choose on validation and hand over the best candidate, controls beside it. Arguments and errors as for :meth:`fit`."""
-        self._check(targets, worst, masks)
+        targets = [targets] if isinstance(targets, (str, int)) else targets
+        check(self, targets is not None and len(targets) > 0, worst, masks)
         promise, names = self._promise(), prepared.classes
         alone = prepared.validation is prepared.train
         over = masks_of(masks, len(prepared.train), len(prepared.validation), alone, prepared.apart)
@@ -212,8 +219,11 @@ class SynapticJoin:
                 plan.choice.labels, names, chosen_targets, promise,
                 may_cross=self.base_saw is None and self.cross_fit is None and plan.fold is None and self.method in CROSSABLE,
             ),
+            *promise_warnings(promise),
         ]
         caution = self.caution if self.caution is not None else cautious(self.base_saw, prepared, plan)
+        if self.method == "theta":
+            caution = 0.0  # it keeps its promise by the letter
         setting = Setting(
             plan.train, plan.choice, tuple(chosen_targets), names, promise, prepared.frame, self.seed,
             limit_of(prepared.reader.model), plan.choice_masks, caution, work=prepared.work,
@@ -259,46 +269,40 @@ class SynapticJoin:
 
     # -- steps ---------------------------------------------------------------------------------------------------
 
-    def _check(
-        self, targets: Sequence[int | str] | None, worst: int | None, masks: TargetMasks | None = None
-    ) -> None:
-        if self.method not in METHODS:
-            raise InputError(f"Unknown method {self.method!r}; choose one of {', '.join(METHODS)}.")
-        if bool(targets is not None and len(targets)) + (worst is not None) + bool(masks) != 1:
-            raise InputError("Name the target classes, or how many of the worst to take, or sub-classes; one of the three.")
-        if self.method not in CROSSABLE and (masks or self.confidence is not None):
-            what = "Sub-classes" if masks else "A confidence"
-            raise InputError(f"{what} need one of the methods {', '.join(CROSSABLE)}, not {self.method}.")
-        if self.confidence is not None and not 0.5 <= self.confidence < 1:
-            raise InputError(f"The confidence must lie between 0.5 and 1, such as 0.95, not at {self.confidence}.")
-        if self.caution is not None and not (np.isfinite(self.caution) and self.caution >= 0):
-            raise InputError(f"The caution must be a number of standard errors of at least 0, not {self.caution}.")
-        if worst is not None and worst < 1:
-            raise InputError(f"The number of worst classes must be at least 1, not {worst}.")
-        check_method(self.method, self.schedule, self.solver, self.views)
-        if self.base_saw not in (None, "train", "validation", "both", "none"):
-            raise InputError(f"base_saw is {self.base_saw!r}; it takes train, validation, both or none.")
-
     def _promise(self) -> Promise:
         if isinstance(self.promise, Promise):
             return self.promise
         kind = self.promise or ("overall" if self.method == "theta" else "floors")
         return Promise(kind, tolerance=self.tolerance)
 
-    def _split(self, train: Any, validation: Any, groups: np.ndarray | None) -> Parts:
+    def _split(self, train: Any, validation: Any, groups: Groups) -> Parts:
         from tweaknn.inputs import as_examples
 
         train = as_examples(train, name="train")
-        if groups is not None and len(groups) != len(train):
-            raise InputError(f"There are {len(train)} training examples and {len(groups)} groups.")
+        pair = groups if isinstance(groups, tuple) else (groups, None)
+        own, held = (None if each is None else np.asarray(each) for each in pair)
+        if own is not None and len(own) != len(train):
+            raise InputError(f"There are {len(train)} training examples and {len(own)} groups.")
         if validation is not None:
+            if self.validation_share is not None:
+                raise InputError("A share to set aside and validation data contradict each other; give one of the two.")
             validation = as_examples(validation, name="validation")
-            return Parts(train, validation, [], validation.labels, None, (groups, None))
+            if held is not None and len(held) != len(validation):
+                raise InputError(f"There are {len(validation)} validation examples and {len(held)} groups of them.")
+            return Parts(train, validation, [], validation.labels, None, (own, held))
+        if held is not None:
+            raise InputError("There are groups of validation examples, but no validation data.")
         if wants_cross(self.cross_fit, self.method, train.labels, None, self.base_saw):
-            return Parts(train, train, [], None, None, (groups, None))
-        first, second = holdout(train.labels, share=self.validation_share, groups=groups, seed=self.seed)
+            if self.validation_share is None:
+                return Parts(train, train, [], None, None, (own, None))
+            if self.cross_fit:
+                raise InputError("A cross-fit sets nothing aside; leave the share to be set aside out, or do not cross-fit.")
+            said = "data is scarce, so all of it is cross-fitted and no share is set aside (--no-cross-fit sets it aside)"
+            return Parts(train, train, [said], None, None, (own, None))
+        share = 0.5 if self.validation_share is None else self.validation_share
+        first, second = holdout(train.labels, share=share, groups=own, seed=self.seed)
         said = f"{len(second)} of {len(train)} training examples were set aside for validation"
-        parted = (None, None) if groups is None else (groups[first], groups[second])
+        parted = (None, None) if own is None else (own[first], own[second])
         return Parts(train.subset(first), train.subset(second), [said], None, (first, second), parted)
 
     def _read(self, reader: Reader, examples: Any, what: str, rows: int, view: int = 0, augment: Any = None) -> PooledTable:

@@ -42,6 +42,17 @@ def thin_warnings(
     return [said]
 
 
+def promise_warnings(promise: Promise) -> list[str]:
+    """A mixed promise without a rule: what is not written is not promised."""
+    rules = (promise.max_drop, promise.overall_drop)
+    if promise.kind != "mixed" or promise.floors or promise.specificity or promise.costs is not None or rules != (None, None):
+        return []
+    return [
+        "the promise is mixed and holds no rule, so nothing limits what the other classes pay; add a floor, --max-drop, --overall-drop, "
+        "a specificity or --costs"
+    ]
+
+
 def base_saw_warnings(
     base_saw: str | None, train: PooledTable, validation: PooledTable, plan: Arrangement
 ) -> list[str]:
