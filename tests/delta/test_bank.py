@@ -7,8 +7,10 @@ import threading
 
 import pytest
 import torch
+from torch import nn
 
 from tests.delta.nets import Branching, Small, delta_for, examples, network
+from tweaknn.delta import Delta, Read, synapses
 from tweaknn.delta.bank import DeltaBank
 from tweaknn.errors import DeltaError, InputError
 from tweaknn.network import Reader, fingerprint
@@ -149,3 +151,67 @@ def test_the_reading_graph_compiles_once_for_all_swaps():
             torch.testing.assert_close(compiled(x, slots), bank(x, [name, None]), rtol=1e-4, atol=1e-4)
             bank.swap(name, deltas["d0"])
     assert len(counts) == 1
+
+
+def test_training_mode_and_optimisers_do_not_reach_the_base():
+    torch.manual_seed(0)
+    base = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3))
+    read = Read("2", "mean", (4, 2, 2), 0, torch.tensor([1]))
+    delta = Delta((synapses([read], torch.ones(1, 1), [2]),), torch.zeros(3), fingerprint(base), (1, 4, 4))
+    bank, before = DeltaBank(base, {"a": delta}), fingerprint(base)
+    bank.train()
+    bank(torch.randn(5, 1, 4, 4), ["a", None, "a", None, None])
+    assert fingerprint(base) == before
+    assert not any(p.requires_grad for p in bank.parameters())
+    assert all(p.requires_grad for p in base.parameters())
+
+
+def test_a_bank_has_one_output():
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.body, self.a, self.b = nn.Linear(4, 6), nn.Linear(6, 3), nn.Linear(6, 3)
+
+        def forward(self, x):
+            h = self.body(x).relu()
+            return self.a(h), self.b(h)
+
+    net, x = Two().eval(), torch.randn(3, 4)
+    first, second = (
+        Delta((), torch.tensor([1.0, 0, 0]), fingerprint(net), (4,), head=head) for head in (0, 1)
+    )
+    bank = DeltaBank(net)
+    bank.add("b", second)
+    with pytest.raises(InputError, match="another output"):
+        bank.add("a", first)
+    with torch.inference_mode():
+        expected = net(x)[1] + torch.tensor([[1.0, 0, 0], [0, 0, 0], [1.0, 0, 0]])
+        assert torch.allclose(bank(x, ["b", None, "b"]), expected)
+
+
+def test_a_bank_of_a_network_that_takes_a_dictionary():
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.a, self.b = nn.Linear(4, 6), nn.Linear(6, 3)
+
+        def forward(self, **inputs):
+            return {"logits": self.b(self.a(inputs["values"]).relu())}
+
+    net, x = Named().eval(), {"values": torch.randn(3, 4)}
+    delta = Delta((), torch.tensor([1.0, 0, 0]), fingerprint(net), (), how="hooks")
+    bank = DeltaBank(net, {"a": delta})
+    with torch.inference_mode():
+        plain = net(**x)["logits"]
+        assert torch.allclose(bank(x, ["a", None, "a"]), plain + torch.tensor([[1.0, 0, 0], [0, 0, 0], [1.0, 0, 0]]))
+        assert torch.equal(bank(x, [None] * 3), plain)
+
+
+def test_a_network_of_inference_tensors_is_attached_to():
+    with torch.inference_mode():
+        net = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)).eval()
+    delta = Delta((), torch.tensor([1.0, 0, 0]), fingerprint(net), (4,))
+    with torch.inference_mode():
+        assert torch.allclose(delta.attach(net)(torch.ones(2, 4)), net(torch.ones(2, 4)) + delta.bias)

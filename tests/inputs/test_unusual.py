@@ -66,7 +66,7 @@ def test_damaged_image_in_a_parquet_file_names_its_row_and_no_address(tmp_path):
     ],
 )
 def test_iterators_of_anything_but_batches(batches, said):
-    from tweaknn.inputs.examples import as_examples
+    from tweaknn.inputs import as_examples
 
     with pytest.raises(DataError, match=said):
         as_examples(iter(batches), name="mine")

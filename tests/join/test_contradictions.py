@@ -98,7 +98,9 @@ def test_groups_of_validation_examples_are_not_parted_by_a_confidence(monkeypatc
     join = SynapticJoin(method="fit", promise=Promise(tolerance=0.2), confidence=0.9, base_saw="train", cross_fit=cross)
     join.fit(net(), blobs(90, 0), (x, y), targets=[2], groups=(None, np.arange(360) // 4))
     chosen, kept = ({row.tobytes() for row in np.round(parts[k].logits, 3)} for k in ("choice", "held"))
-    assert chosen and kept and not chosen & kept
+    assert chosen
+    assert kept
+    assert not chosen & kept
 
 
 def test_groups_of_the_wrong_number_or_of_nothing_are_refused():

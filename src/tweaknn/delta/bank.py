@@ -13,17 +13,14 @@ from torch import Tensor, fx, nn
 
 from tweaknn.delta.attach import Tweaked, attach, check_base, example_input, layered, logits_node, nodes_of
 from tweaknn.delta.forward import REDUCTIONS, reading
-from tweaknn.delta.heads import Linear
-from tweaknn.delta.plan import Primitive, plan
+from tweaknn.delta.plan import Primitive
 from tweaknn.delta.quick import reuse
+from tweaknn.delta.rows import Key, Row, known, row_of
 from tweaknn.delta.value import LOGITS, Delta
 from tweaknn.errors import InputError, ModelError
 from tweaknn.network.clone import share, unwrap
-from tweaknn.network.modes import placement
+from tweaknn.network.modes import batch_size, call, output_of, placement
 from tweaknn.network.tracing import CannotTrace, Trace, trace
-
-Key = tuple[str, str]
-"""(layer, primitive), as in :mod:`tweaknn.delta.plan`."""
 
 
 class DeltaBank(nn.Module):
@@ -52,7 +49,7 @@ class DeltaBank(nn.Module):
         self.check = check
         self._lock = threading.RLock()
         object.__setattr__(self, "base", model)
-        self.net = share(unwrap(model))
+        self.net = share(unwrap(model)).requires_grad_(False)  # as of an attached network, see :func:`attach`
         self._fingerprint: str | None = None
         self._trace: Trace | None = None
         self._tables: Tables | None = None
@@ -60,6 +57,7 @@ class DeltaBank(nn.Module):
         self._slots: dict[str, int] = {}
         self._deltas: dict[str, Delta] = {}
         self._attached: dict[str, Tweaked] = {}
+        self._heads: set[int | str | None] = set()  # which output the deltas change, one at most
         self._uses: dict[int, int] = {}
         self._free: list[int] = []
         self._retired: set[int] = set()
@@ -97,10 +95,14 @@ class DeltaBank(nn.Module):
 
         Raises:
             DeltaError: it was made for another base, or sits on other deltas.
+            InputError: it changes another output than those that are there.
             ModelError: the base lacks a layer it reads.
         """
         self._check(delta)
-        row = _row(delta)
+        if self._heads and delta.head not in self._heads:
+            raise InputError(f"Delta {name!r} changes another output ({delta.head!r}) than this bank's; make a bank for each output.")
+        self._heads.add(delta.head)
+        row = row_of(delta)
         if row is None:
             attached = attach(delta, self.base, check=False)  # type: ignore[arg-type]
             with self._lock:
@@ -123,29 +125,34 @@ class DeltaBank(nn.Module):
             _ = self[name]
             self._forget(name)
 
+    def train(self, mode: bool = True) -> DeltaBank:
+        """Remember ``mode``; the layers stay in eval mode, since their batch norms' statistics are the base's own."""
+        self.training = mode
+        return self
+
     # -- use -----------------------------------------------------------------------------------------------------
 
-    def forward(self, x: Tensor, names: Sequence[str | None]) -> Tensor:
-        """Logits ``(n, c)`` of ``x`` ``(n, ...)``, example ``i`` with delta ``names[i]``.
+    def forward(self, x: Any, names: Sequence[str | None]) -> Tensor:
+        """Logits ``(n, c)`` of ``x`` ``(n, ...)``, or of a dictionary of such, example ``i`` with delta ``names[i]``.
 
         Raises:
             InputError: an unknown name, or not one name an example.
         """
-        if len(names) != x.shape[0]:
-            raise InputError(f"{x.shape[0]} examples need as many names, not {len(names)}.")
+        n, device = batch_size(x), placement(self.net)[0]
+        if isinstance(names, str) or len(names) != n:
+            raise InputError(f"{n} examples need as many names, not {1 if isinstance(names, str) else len(names)}.")
         with self._lease(names) as (slots, attached, net):
-            device = x.device
             if not attached:
                 return net(x, torch.tensor(slots, dtype=torch.int64, device=device))
             parts: list[tuple[Tensor, Tensor]] = []
             for name in {name for name in names if name in attached}:
                 rows = torch.tensor([i for i, each in enumerate(names) if each == name], device=device)
-                parts.append((rows, attached[name](x.index_select(0, rows))))  # type: ignore[index]
+                parts.append((rows, output_of(call(attached[name], _some(x, rows)), *self._heads)))  # type: ignore[index]
             rest = [i for i, each in enumerate(names) if each not in attached]
             if rest:
                 rows = torch.tensor(rest, device=device)
                 parts.append(
-                    (rows, net(x.index_select(0, rows), torch.tensor([slots[i] for i in rest], device=device)))
+                    (rows, net(_some(x, rows), torch.tensor([slots[i] for i in rest], device=device)))
                 )
             order = torch.cat([rows for rows, _ in parts]).argsort()
             return torch.cat([logits for _, logits in parts]).index_select(0, order)
@@ -168,7 +175,7 @@ class DeltaBank(nn.Module):
             held = set(slots)
             for slot in held:
                 self._uses[slot] = self._uses.get(slot, 0) + 1
-            net = self._tables.net if self._tables is not None else _plain(self.net)
+            net = self._tables.net if self._tables is not None else _plain(self.net, *self._heads)
         try:
             yield slots, attached, net
         finally:
@@ -222,45 +229,9 @@ class DeltaBank(nn.Module):
         device = placement(self.net)[0]
         made = Tables(self._trace, primitives, widths, self._capacity, delta.n_classes, delta.head, device)
         for name, slot in self._slots.items():
-            made.write(slot, _known(_row(self._deltas[name])))
+            made.write(slot, known(row_of(self._deltas[name])))
         self._tables = made
         return made
-
-
-class Row:
-    """A delta as a list of synapses a primitive: ``key -> (primitive, addresses, weights, classes)``, and a bias."""
-
-    def __init__(self, delta: Delta) -> None:
-        made = plan(delta)
-        self.parts: dict[Key, tuple[Primitive, np.ndarray, np.ndarray, np.ndarray]] = {}
-        self.bias = delta.bias.float().numpy()
-        if made.weight is None:
-            return
-        weight, touched = made.weight.numpy(), np.asarray(made.touched)
-        for primitive in made.primitives:
-            block = weight[primitive.start : primitive.start + primitive.width]
-            source, column = np.nonzero(block)
-            if len(source):
-                self.parts[primitive.layer, primitive.kind] = (
-                    primitive,
-                    primitive.index.numpy()[source],
-                    block[source, column],
-                    touched[column],
-                )
-
-
-def _row(delta: Delta) -> Row | None:
-    """None for deltas that are no list of synapses, or whose layers only hooks can name."""
-    if delta.how != "fx" or any(not isinstance(term.head, Linear) for term in delta.terms):
-        return None
-    if any(read.reduction == "pixel" for term in delta.terms for read in term.reads):
-        return None
-    return Row(delta)
-
-
-def _known(row: Row | None) -> Row:
-    assert row is not None
-    return row
 
 
 class Tables(nn.Module):
@@ -372,8 +343,15 @@ def _changed(
     return logits + change.to(logits.dtype)
 
 
-def _plain(net: nn.Module) -> Any:
-    return lambda x, slots: net(x)
+def _plain(net: nn.Module, head: int | str | None = None) -> Any:
+    return lambda x, slots: output_of(call(net, x), head)
+
+
+def _some(x: Any, rows: Tensor) -> Any:
+    """Some examples of an input."""
+    if isinstance(x, Mapping):
+        return {key: value.index_select(0, rows) for key, value in x.items()}
+    return x.index_select(0, rows)
 
 
 def load_folder(model: nn.Module, folder: str, **settings: Any) -> DeltaBank:

@@ -52,7 +52,7 @@ def combine(
     Args:
         deltas: of one base.
         model: the base.
-        validation: batches ``(x, y)``; read once for each delta, so not a generator.
+        validation: batches ``(x, y)``, a data set or a pair of arrays; read once for each delta.
         names: of the deltas, for the report.
         tolerance: loss of a class's accuracy that is taken for noise.
 
@@ -68,7 +68,9 @@ def combine(
     together = deltas[0]
     for delta in deltas[1:]:
         together = together + delta
-    batches = validation if not hasattr(validation, "__next__") else list(validation)
+    from tweaknn.inputs import batches_of
+
+    batches = batches_of(validation) if not hasattr(validation, "__next__") else list(validation)
     accuracy: dict[str, np.ndarray] = {}
     for name, each in (("base", None), *zip(labels_of, deltas, strict=True), ("together", together)):
         net = model if each is None else each.attach(model)

@@ -2,10 +2,11 @@
 examples."""
 
 from tweaknn.inputs.data import load_data
-from tweaknn.inputs.examples import Examples, as_examples
+from tweaknn.inputs.examples import Examples
 from tweaknn.inputs.labels import ClassMatch, align, match_classes
 from tweaknn.inputs.models import LoadedModel, load_model
 from tweaknn.inputs.preprocess import Preprocess, resolve_preprocess
+from tweaknn.inputs.wrap import as_examples, batches_of, one_class
 
 __all__ = [
     "ClassMatch",
@@ -14,8 +15,10 @@ __all__ = [
     "Preprocess",
     "align",
     "as_examples",
+    "batches_of",
     "load_data",
     "load_model",
     "match_classes",
+    "one_class",
     "resolve_preprocess",
 ]

@@ -20,7 +20,9 @@ VOID = 255
 def one_label(examples: Examples, label: int, name: str) -> Examples:
     """Examples with several labels ``(n, l)`` as examples of two classes: whether one label is given."""
     given = several(examples)
-    return examples.relabelled(given[:, label].astype(np.int64), [f"not {name}", name])
+    part = examples.relabelled(given[:, label].astype(np.int64), [f"not {name}", name])
+    part.answers = None
+    return part
 
 
 def several(examples: Examples) -> np.ndarray:

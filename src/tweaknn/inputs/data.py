@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from tweaknn.errors import DataError
-from tweaknn.inputs.examples import Examples, Transform, as_examples
+from tweaknn.inputs.examples import Examples, Transform
 from tweaknn.inputs.folder import load_folder
 from tweaknn.inputs.labels import _plain, _some
 from tweaknn.inputs.npz import load_npz
@@ -18,6 +18,7 @@ from tweaknn.inputs.parquet import is_parquet, load_parquet
 from tweaknn.inputs.raw import Raw
 from tweaknn.inputs.sources import ImageSource
 from tweaknn.inputs.userfile import call_user, load_function, split_spec
+from tweaknn.inputs.wrap import as_examples
 
 
 def load_data(

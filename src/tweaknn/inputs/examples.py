@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset
 
 from tweaknn.errors import DataError, InputError
 from tweaknn.inputs.preprocess import Preprocess
@@ -334,66 +334,3 @@ class _Batches(Dataset):
         if not 0 <= k < len(self):
             raise IndexError(k)
         return self.examples.batch(self.order[k * self.batch_size : (k + 1) * self.batch_size])
-
-
-def as_examples(data: Any, *, classes: Sequence[str] | None = None, name: str = "data") -> Examples:
-    """Wrap what a Python user has: :class:`Examples`, a ``(x, y)`` pair of arrays, a ``Dataset`` or
-    ``DataLoader``.
-
-    A ``DataLoader`` over an indexable dataset with torch's own collation stands for that dataset (its
-    shuffling is
-    left behind, as the order of examples must not change between passes); any other iterable of ``(x,
-    y)`` batches
-    is read once and kept in memory.
-
-    Raises :class:`~tweaknn.errors.DataError` for anything else, and for labels that are not whole numbers.
-    """
-    from torch.utils.data import default_collate
-
-    if isinstance(data, Examples):
-        return data if classes is None else data.relabelled(data.labels, classes)
-    if isinstance(data, (tuple, list)) and len(data) == 2 and all(hasattr(part, "shape") for part in data):
-        x, y = (torch.as_tensor(part) for part in data)
-        if len(x) != len(y):
-            raise DataError(f"{name}: {len(x)} examples but {len(y)} labels.")
-        data = TensorDataset(x, y)
-    if isinstance(data, DataLoader):
-        plain = data.collate_fn is default_collate and not isinstance(data.dataset, IterableDataset)
-        data = data.dataset if plain else _materialise(iter(data), name)
-    if isinstance(data, Examples):
-        return as_examples(data, classes=classes)
-    if hasattr(data, "__getitem__") and hasattr(data, "__len__") and not isinstance(data, IterableDataset):
-        source = ItemSource(data, name)
-        found = classes if classes is not None else getattr(data, "classes", None)
-        labels, answers = source.answers()
-        return Examples(source, labels, classes=found, name=name, answers=answers)
-    if isinstance(data, IterableDataset):
-        data = DataLoader(data, batch_size=64)
-    if hasattr(data, "__iter__"):
-        return as_examples(_materialise(iter(data), name), classes=classes, name=name)
-    raise DataError(f"{name}: expected a Dataset, a DataLoader of (x, y) or a pair (x, y), not {type(data).__name__}.")
-
-
-def _materialise(batches: Iterator[Any], name: str) -> TensorDataset:
-    xs, ys = [], []
-    for batch in batches:
-        if not isinstance(batch, (tuple, list)) or len(batch) < 2:
-            raise DataError(f"{name}: a loader must give pairs (x, y), not {type(batch).__name__}.")
-        try:
-            x, y = torch.as_tensor(batch[0]), torch.as_tensor(batch[1])
-        except (TypeError, ValueError, RuntimeError) as problem:
-            raise DataError(f"{name}: a batch cannot be made a tensor ({problem}).") from None
-        if x.ndim == 0 or y.ndim == 0 or len(x) != len(y):
-            raise DataError(
-                f"{name}: a loader must give batches, x (n, ...) and y (n, ...), not {tuple(x.shape)} and {tuple(y.shape)}; "
-                "for single examples give a Dataset."
-            )
-        xs.append(x)
-        ys.append(y)
-    if not xs:
-        raise DataError(f"{name}: there are no examples.")
-    try:
-        return TensorDataset(torch.cat(xs), torch.cat(ys))
-    except RuntimeError:
-        shapes = sorted({tuple(x.shape[1:]) for x in xs})[:3]
-        raise DataError(f"{name}: batches have different shapes ({', '.join(map(str, shapes))}).") from None

@@ -83,7 +83,7 @@ def diagnose(
 
     Args:
         model: any network that :func:`tweaknn.network.modes.logits_of` understands.
-        batches: a ``DataLoader`` of ``(x, y)``, or anything like it.
+        batches: a ``DataLoader`` of ``(x, y)``, or anything like it; a data set; a pair of arrays.
         classes: names of the logits.
         worst: how many of the worst classes to name.
         confusions: how many confusions to name.
@@ -92,7 +92,9 @@ def diagnose(
         ModelError: NaN or infinite logits.
         InputError: no examples, or labels outside the logits' range.
     """
-    logits, labels = collect_logits(model, batches, head=head, progress=progress)
+    from tweaknn.inputs import batches_of
+
+    logits, labels = collect_logits(model, batches_of(batches), head=head, progress=progress)
     return diagnose_logits(logits, labels, classes=classes, worst=worst, confusions=confusions)
 
 

@@ -276,9 +276,9 @@ class SynapticJoin:
         return Promise(kind, tolerance=self.tolerance)
 
     def _split(self, train: Any, validation: Any, groups: Groups) -> Parts:
-        from tweaknn.inputs import as_examples
+        from tweaknn.inputs import as_examples, one_class
 
-        train = as_examples(train, name="train")
+        train = one_class(as_examples(train, name="train"))
         pair = groups if isinstance(groups, tuple) else (groups, None)
         own, held = (None if each is None else np.asarray(each) for each in pair)
         if own is not None and len(own) != len(train):
@@ -286,7 +286,7 @@ class SynapticJoin:
         if validation is not None:
             if self.validation_share is not None:
                 raise InputError("A share to set aside and validation data contradict each other; give one of the two.")
-            validation = as_examples(validation, name="validation")
+            validation = one_class(as_examples(validation, name="validation"))
             if held is not None and len(held) != len(validation):
                 raise InputError(f"There are {len(validation)} validation examples and {len(held)} groups of them.")
             return Parts(train, validation, [], validation.labels, None, (own, held))

@@ -41,7 +41,7 @@ def share(model: nn.Module) -> nn.Module:
             with torch.no_grad():
                 alias = old.detach()
             if isinstance(old, nn.Parameter):
-                alias = nn.Parameter(alias, requires_grad=old.requires_grad)
+                alias = nn.Parameter(alias, requires_grad=old.requires_grad and not old.is_inference())
             tensors[id(old)] = alias
         return tensors[id(old)]
 

@@ -7,6 +7,8 @@ import hashlib
 import torch
 from torch import nn
 
+from tweaknn.network.modes import has_numbers
+
 _WRAPPERS = ("_orig_mod.", "module.")
 
 
@@ -15,7 +17,7 @@ def fingerprint(model: nn.Module) -> str:
 
     The wrappers of ``torch.compile`` and ``DataParallel`` are looked through, and neither device nor memory format
     matters: the same weights give the same fingerprint. A buffer that a network keeps out of its state dict counts
-    too, since it shapes the output as much as any other.
+    too, since it shapes the output as much as any other. Raises ModelError for weights on ``meta``.
     """
     digest = hashlib.sha256()
     tensors = {
@@ -24,6 +26,7 @@ def fingerprint(model: nn.Module) -> str:
     }
     for name in sorted(tensors, key=_plain):
         tensor = tensors[name].detach()
+        has_numbers(tensor)
         digest.update(f"{_plain(name)}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
         flat = tensor.cpu().contiguous().reshape(-1)
         digest.update(flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b"")

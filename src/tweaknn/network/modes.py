@@ -25,10 +25,17 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
             module.training = flag
 
 
+def has_numbers(tensor: Tensor) -> None:
+    """Raises ModelError for a weight on the ``meta`` device, which has a shape and nothing in it."""
+    if tensor.is_meta:
+        raise ModelError("The network's weights are on the device meta, which holds no numbers; load its weights first.")
+
+
 def placement(model: nn.Module) -> tuple[torch.device, torch.dtype]:
-    """Device and floating dtype of a network: those of its first floating parameter or buffer."""
+    """Device and floating dtype of a network: those of its first floating parameter or buffer. Raises ModelError for ``meta``."""
     for tensor in (*model.parameters(), *model.buffers()):
         if tensor.is_floating_point():
+            has_numbers(tensor)
             return tensor.device, tensor.dtype
     return torch.device("cpu"), torch.float32
 

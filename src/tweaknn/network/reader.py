@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from tweaknn.errors import ModelError
+from tweaknn.errors import ModelError, TweaknnError
 from tweaknn.network import hooks
 from tweaknn.network.inplace import reuse_memory
 from tweaknn.network.layers import choose
@@ -58,6 +58,7 @@ class Reader:
         if batch_size(x) == 0:
             raise ModelError("The network's layers cannot be found out without an example: the input is empty.")
         self._run_once(x)
+        self._shape = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
         self.why = ""
         try:
             traced = trace(model, x)
@@ -109,7 +110,7 @@ class Reader:
             Logits ``(n, c)``, float32 (float64 for a network in double precision).
 
         Raises:
-            ModelError: a layer has another shape than at the start.
+            ModelError: a layer has another shape than at the start, or the network does not run on this batch.
         """
         x = to_model(x, self.device, self.dtype)
 
@@ -128,14 +129,22 @@ class Reader:
                 if k in self._places:
                     whole(self._places[k], at_pixels(value, asked, self._whole[k].channel_axis))
 
-        with eval_mode(self.model), torch.inference_mode():
-            if self.how == "fx":
-                with _sinking(self._module, checked):
-                    output = self._module(x)
-            else:
-                with hooks.reading(self.model, [layer.name for layer in self._whole], checked):
-                    output = call(self.model, x)
-            logits = logits_of(output, self.head)
+        try:
+            with eval_mode(self.model), torch.inference_mode():
+                if self.how == "fx":
+                    with _sinking(self._module, checked):
+                        output = self._module(x)
+                else:
+                    with hooks.reading(self.model, [layer.name for layer in self._whole], checked):
+                        output = call(self.model, x)
+                logits = logits_of(output, self.head)
+        except TweaknnError:
+            raise
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            shape = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+            raise ModelError(
+                f"The network does not run on a batch of shape {shape}, though it does on one of shape {self._shape}: {_one_line(error)}"
+            ) from error
         return logits if logits.dtype == torch.float64 else logits.float()
 
 
