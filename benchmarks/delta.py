@@ -131,7 +131,7 @@ def bank(rounds: int) -> dict[str, Any]:
     net = resnet20().eval()
     reader, base = Reader(net, torch.randn(2, 3, 32, 32)), fingerprint(net)
     deltas = {f"d{i}": positional(net, reader, base, i) for i in range(1000)}
-    made = DeltaBank(net, capacity=2048)
+    made = DeltaBank(net)
     start = time.perf_counter()
     for name, delta in deltas.items():
         made.add(name, delta)

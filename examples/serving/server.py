@@ -27,7 +27,7 @@ LARGEST = 64 << 20
 
 def serve(model: nn.Module) -> FastAPI:
     """The application for a base network."""
-    bank = DeltaBank(model.eval(), capacity=1024)
+    bank = DeltaBank(model.eval())
     server = FastAPI(title="nn + Δnn")
     server.state.bank = bank
 

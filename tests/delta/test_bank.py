@@ -46,7 +46,7 @@ def test_each_example_gets_its_own():
     deltas = some(12)
     deltas["mlp"] = delta_for(NET, READER, seed=50, mlp=True, columns=(0, 1))
     before = fingerprint(NET)
-    bank = DeltaBank(NET, deltas, capacity=4)
+    bank = DeltaBank(NET, deltas)
     assert len(bank) == 13
     assert "d3" in bank
     rng = random.Random(0)
@@ -103,7 +103,7 @@ def test_networks_that_only_hooks_can_read():
 
 def test_swaps_while_requests_run():
     deltas = some(8)
-    bank = DeltaBank(NET, {"a": deltas["d0"], "b": deltas["d1"]}, capacity=2)
+    bank = DeltaBank(NET, {"a": deltas["d0"], "b": deltas["d1"]})
     x = examples(4)
     allowed = {n: [expected(deltas, x, [d] * 4) for d in deltas] for n in ("a", "b")}
     wrong, stop = [], threading.Event()
@@ -135,7 +135,7 @@ def test_swaps_while_requests_run():
 
 def test_the_reading_graph_compiles_once_for_all_swaps():
     deltas = some(4)
-    bank = DeltaBank(NET, deltas, capacity=16)
+    bank = DeltaBank(NET, deltas)
     counts = []
 
     def backend(graph, inputs):

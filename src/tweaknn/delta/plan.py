@@ -126,7 +126,8 @@ def _maps(read: Read) -> bool:
     return len(sides) == 2 and all(side % 2 == 0 for side in sides)
 
 
-def _kind(read: Read) -> str:
+def kind_of(read: Read) -> str:
+    """Of the primitive that a read is made from."""
     if read.reduction == "mean":
         return "sum"
     if read.reduction == "grid2":
@@ -137,7 +138,7 @@ def _kind(read: Read) -> str:
 def _primitives(reads: Iterable[Read]) -> dict[Key, Primitive]:
     wanted: dict[Key, list[Read]] = {}
     for read in reads:
-        wanted.setdefault((read.layer, _kind(read)), []).append(read)
+        wanted.setdefault((read.layer, kind_of(read)), []).append(read)
     made: dict[Key, Primitive] = {}
     for (layer, kind), group in wanted.items():
         first = group[0]
@@ -154,7 +155,7 @@ def _folded(reads: Iterable[Read], matrix: Tensor, primitives: dict[Key, Primiti
     for read in reads:
         rows = matrix[start : start + read.index.numel()].double()
         start += int(read.index.numel())
-        kind = _kind(read)
+        kind = kind_of(read)
         positions = 1
         for axis, n in enumerate(read.shape):
             positions *= n if axis != read.channel_axis else 1
@@ -165,4 +166,4 @@ def _folded(reads: Iterable[Read], matrix: Tensor, primitives: dict[Key, Primiti
     return folded
 
 
-__all__ = ["LOGITS", "Hidden", "Plan", "Primitive", "plan"]
+__all__ = ["LOGITS", "Hidden", "Plan", "Primitive", "kind_of", "plan"]
