@@ -133,26 +133,6 @@ def test_swaps_while_requests_run():
     assert not wrong, wrong[:3]
 
 
-def test_the_reading_graph_compiles_once_for_all_swaps():
-    deltas = some(4)
-    bank = DeltaBank(NET, deltas)
-    counts = []
-
-    def backend(graph, inputs):
-        counts.append(1)
-        return graph.forward
-
-    torch._dynamo.reset()
-    compiled = torch.compile(bank._tables.net, backend=backend, fullgraph=True)
-    x = examples(2)
-    with torch.no_grad():
-        for name in ("d0", "d1", "d2"):
-            slots = torch.tensor([bank._slots[name], 0])
-            torch.testing.assert_close(compiled(x, slots), bank(x, [name, None]), rtol=1e-4, atol=1e-4)
-            bank.swap(name, deltas["d0"])
-    assert len(counts) == 1
-
-
 def test_training_mode_and_optimisers_do_not_reach_the_base():
     torch.manual_seed(0)
     base = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3))

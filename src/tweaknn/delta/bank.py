@@ -54,6 +54,7 @@ class DeltaBank(nn.Module):
         self._compiled: dict[str, Callable[..., Any]] = {}
         self._options: dict[str, Any] | None = None
         self._asked: dict[str, set[int]] = {}
+        self._layers: set[str] = set()  # that hooks are known to reach
         for name, delta in (deltas or {}).items():
             self.add(name, delta)
         self.eval()
@@ -111,7 +112,8 @@ class DeltaBank(nn.Module):
         """From now on run the base, and the reading of its neurons, as ``torch.compile(..., **options)`` makes it.
 
         The registry, its lock and the deltas' own matrices stay outside of the program, so that adding, swapping and removing
-        compile nothing anew; only a delta that reads a layer in a way none has read it before does.
+        compile nothing anew; only a delta that reads a layer in a way none has read it before does. A base that is read by hooks is
+        compiled with ``fullgraph=True`` always.
         """
         with self._lock:
             self._options = options
@@ -154,20 +156,26 @@ class DeltaBank(nn.Module):
         return torch.cat(parts).index_select(0, torch.tensor(first + second, device=parts[0].device).argsort())
 
     @torch.compiler.disable(recursive=False)
-    def _pass(
-        self, x: Any, entries: list[Entry | None], run: Callable[..., Any], keys: Sequence[int] | None
-    ) -> Tensor:
+    def _pass(self, x: Any, entries: list[Entry | None], run: Callable[..., Any], keys: Sequence[int] | None) -> Tensor:
         batch, wanted = _asked(x, entries, self._keys, keys)
-        logits, values = run(x, wanted)
+        try:
+            logits, values = run(x, wanted)
+        except torch._dynamo.exc.Unsupported as reason:
+            raise ModelError(
+                "The network cannot be compiled as one graph, which a bank whose deltas read it by hooks needs: "
+                f"{str(reason).splitlines()[0]}."
+            ) from None
         return _changed(batch, logits, values)
 
     def _run(self, kind: str, n: int) -> tuple[Callable[..., Any], Sequence[int] | None]:
         """A stage, and what it is always asked for when it is compiled: the same for every batch, or each would be a program."""
         stage = self._stages[kind]
+        one_graph = {"fullgraph": True} if isinstance(stage, Hooked) else {}
         if self._options is None or n == 0:
-            return stage.forward, None
+            # a compiler that is given the bank may break a graph where it likes
+            return torch.compiler.disable(stage.forward) if one_graph else stage.forward, None
         if kind not in self._compiled:
-            self._compiled[kind] = torch.compile(stage, **self._options)
+            self._compiled[kind] = torch.compile(stage, **{**self._options, **one_graph})
         return self._compiled[kind], sorted(self._asked.get(kind, ()))
 
     # -- rooms ---------------------------------------------------------------------------------------------------
@@ -194,19 +202,23 @@ class DeltaBank(nn.Module):
         """A form of the base that can be read where this delta reads; running requests keep the one they have."""
         there = self._stages.get(delta.how)
         layers = set(delta.layers) - {LOGITS}
-        if there is not None and layers <= there.layers:
+        new = layers - self._layers
+        if there is not None and (not new or (isinstance(there, Traced) and layers <= there.layers)):
             return
-        layers |= there.layers if there is not None else set()
         head = self._like.head if self._like is not None else delta.head
         stage: Stage
         if delta.how == "hooks":
             attach(delta, self.base, check=False)  # refuses layers that are never reached
-            stage = Hooked(share(self.net), layers, head)
+            self._layers |= layers
+            stage = there or Hooked(share(self.net), head)
         else:
             if self._trace is None:
                 self._trace = self._traced(delta)
             # those that `all` stands for: deltas that read them need no other form
-            stage = Traced(self._trace, layers | {layer.name for layer in self._trace.known}, head)
+            layers |= {layer.name for layer in self._trace.known}
+            stage = Traced(self._trace, layers | (there.layers if isinstance(there, Traced) else set()), head)
+        if stage is there:
+            return
         self._stages[delta.how] = stage.eval()
         self._compiled.pop(delta.how, None)
         if self._like is None:

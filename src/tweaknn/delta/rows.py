@@ -27,8 +27,11 @@ from tweaknn.delta.stage import Step
 from tweaknn.delta.value import Delta, Read, Term
 from tweaknn.network.pooling import width
 
-LONGEST = 1024
-"""Synapses of a term that are kept as a list; from about here on its matrix is quicker."""
+LONGEST = 256
+"""Synapses of a term that are kept as a list: four times a matrix's memory each, and no kernels of their own."""
+
+User = tuple[Head, bool, list[int]]
+"""A dense term's head, whether it ends in all classes in order, and the examples it is for."""
 
 SYNAPSE = np.dtype([("key", "<i4"), ("place", "<i4"), ("weight", "<f4"), ("column", "<i4")])
 
@@ -122,7 +125,7 @@ class Entry:
         rest: the delta without its terms.
         terms: its terms.
         synapses: the listed ones, :data:`SYNAPSE`.
-        dense: the terms that are applied by their matrices.
+        dense: the terms that are applied by their matrices, and whether they end in all classes in order.
         bias: ``(c,)`` or None where there is none.
         maps: for a class a pixel: the module of all terms, and the keys and positions of what it reads.
     """
@@ -130,7 +133,7 @@ class Entry:
     rest: Delta
     terms: tuple[tuple[Reads, Head], ...]
     synapses: np.ndarray
-    dense: tuple[tuple[Reads, Head], ...]
+    dense: tuple[tuple[Reads, Head, bool], ...]
     bias: np.ndarray | None
     maps: tuple[Change, list[tuple[int, Tensor | None]]] | None
 
@@ -154,7 +157,8 @@ class Entry:
                 reads = reads.shared(keys)
                 head = _on(head, device)
                 terms[t] = reads, head
-                dense.append((reads, head))
+                every = torch.equal(head.columns.cpu(), torch.arange(delta.n_classes))
+                dense.append((reads, head, every))
         synapses = np.concatenate(listed) if listed else np.zeros(0, SYNAPSE)
         bias = delta.bias.detach().float().cpu().numpy() if bool(delta.bias.any()) else None
         return cls(rest, tuple(terms), synapses, tuple(dense), bias, None)
@@ -186,7 +190,11 @@ def _on(head: Head, device: torch.device) -> Head:
     if isinstance(head, Linear):
         return Linear(head.weight.to(device), head.columns.to(device))
     return MLP(
-        tuple(w.to(device) for w in head.w1), head.b1.to(device), head.w2.to(device), head.columns.to(device), head.activation
+        tuple(w.to(device) for w in head.w1),
+        head.b1.to(device),
+        head.w2.to(device),
+        head.columns.to(device),
+        head.activation,
     )
 
 
@@ -205,24 +213,23 @@ class Batch:
     """What the deltas of a batch read and add; ``entries[i]`` is example ``i``'s, None for the base alone."""
 
     def __init__(self, entries: Sequence[Entry | None], keys: Keys, device: torch.device) -> None:
-        self.entries, self.keys, self.device = entries, keys.all, device
-        self.scales = keys
+        self.entries, self.numbers, self.keys, self.device = entries, keys, keys.all, device
         rows: dict[Entry, list[int]] = {}
         for i, entry in enumerate(entries):
             if entry is not None:
                 rows.setdefault(entry, []).append(i)
         self.rows = rows
         self.bias = any(entry.bias is not None for entry in rows)
-        self.dense: dict[Reads, list[tuple[Head, list[int]]]] = {}
+        self.dense: dict[Reads, list[User]] = {}
         for entry, mine in rows.items():
-            for reads, head in entry.dense:
-                self.dense.setdefault(reads, []).append((head, mine))
+            for reads, head, every in entry.dense:
+                self.dense.setdefault(reads, []).append((head, every, mine))
         self.needed: set[int] = set()
         self._places: dict[int, list[np.ndarray]] = {}
         self._spans: dict[tuple[Reads, int], tuple[int, int]] = {}
         self._list()
         for reads, users in self.dense.items():
-            self._ask(reads, [i for _, mine in users for i in mine])
+            self._ask(reads, [i for _, _, mine in users for i in mine])
         for entry in rows:
             if entry.maps is not None:
                 self.needed.update(key for key, _ in entry.maps[1])
@@ -324,17 +331,15 @@ class Batch:
             change = self._multiplied(change, reads, users, found)
         return change
 
-    def _multiplied(
-        self, change: Tensor, reads: Reads, users: Sequence[tuple[Head, list[int]]], found: Mapping[int, Tensor]
-    ) -> Tensor:
-        rows = [i for _, mine in users for i in mine]
+    def _multiplied(self, change: Tensor, reads: Reads, users: Sequence[User], found: Mapping[int, Tensor]) -> Tensor:
+        rows = [i for _, _, mine in users for i in mine]
         features = self._features(reads, rows, found)
         added = change.new_zeros(len(rows), change.shape[1])
         start = 0
-        for head, mine in users:
+        for head, every, mine in users:
             end = start + len(mine)
             result = head(features[start:end])
-            if head.columns.numel() == change.shape[1] and bool((head.columns.diff() == 1).all()):
+            if every:
                 added[start:end] = result
             else:
                 added[start:end, head.columns.to(added.device)] = result
@@ -356,11 +361,15 @@ class Batch:
                 value = value[rows[0] : rows[0] + 1] if len(rows) == 1 else value.index_select(0, chosen)
             parts.append(value if every else value.index_select(1, torch.from_numpy(index).to(self.device)))
         features = torch.cat(parts, 1) if len(parts) > 1 else parts[0]
-        scale = reads.scale(self.scales)
+        scale = reads.scale(self.numbers)
         return features if (scale == 1).all() else features * torch.from_numpy(scale.astype(np.float32)).to(self.device)
 
     def _mapped(
-        self, maps: tuple[Change, list[tuple[int, Tensor | None]]], rows: list[int], logits: Tensor, found: Mapping[int, Tensor]
+        self,
+        maps: tuple[Change, list[tuple[int, Tensor | None]]],
+        rows: list[int],
+        logits: Tensor,
+        found: Mapping[int, Tensor],
     ) -> Tensor:
         chosen = torch.tensor(rows, device=logits.device)
         change, asked = maps

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -110,23 +109,21 @@ class Noter:
 class Hooked(nn.Module):
     """Any other network: layers are read by hooks, on modules that belong to this object alone.
 
+    Every module has its hook from the start: a compiler does not look whether hooks have changed, and would go on with a
+    program that knows nothing of a new one. Compiled it has to be one graph: between two, another thread may come.
+
     Args:
         model: modules of its own (:func:`tweaknn.network.clone.share`).
-        layers, head: see :class:`Traced`.
-
-    Raises:
-        ModelError: it has no such module.
+        head: see :class:`Traced`.
     """
 
-    def __init__(self, model: nn.Module, layers: Collection[str], head: int | str | None) -> None:
+    def __init__(self, model: nn.Module, head: int | str | None) -> None:
         super().__init__()
-        self.model, self.head, self.layers = model, head, frozenset(layers)
+        self.model, self.head = model, head
         self.notes = Notes()
-        modules = dict(model.named_modules())
-        for path in sorted({layer.partition(":")[0] for layer in self.layers - {LOGITS}}):
-            if path not in modules:
-                raise ModelError(f"The network has no module {path!r}, which the delta reads.")
-            modules[path].register_forward_hook(Noter(self.notes, path))
+        for path, module in model.named_modules():
+            if path and not isinstance(module, torch.jit.ScriptModule):  # which takes no hooks
+                module.register_forward_hook(Noter(self.notes, path))
 
     def forward(self, x: Any, wanted: Wanted) -> tuple[Tensor, dict[str, list[Tensor]]]:
         """See :meth:`Traced.forward`."""
