@@ -16,13 +16,15 @@ torch.fx traces it, without any delta.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from datetime import date
 from functools import partial
 from pathlib import Path
@@ -30,14 +32,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from networks import resnet20
 
-from tweaknn.delta import MLP, Delta, Read, Term, synapses
+from tweaknn.delta import MLP, Delta, Linear, Read, Term, synapses
 from tweaknn.delta.bank import DeltaBank
-from tweaknn.delta.file import to_bytes
+from tweaknn.delta.file import from_bytes, to_bytes
 from tweaknn.join.candidates import damped
 from tweaknn.join.reading import reading
 from tweaknn.network import Reader, fingerprint
@@ -127,30 +129,111 @@ def latency(rounds: int, compiled: bool) -> dict[str, Any]:
     return found
 
 
+def own(delta: Delta, seed: int) -> Delta:
+    """The same reads with weights, and memory, of its own."""
+    generator = torch.Generator().manual_seed(seed)
+    terms = []
+    for term in delta.terms:
+        parts = {
+            name: t + 0.001 * torch.randn(t.shape, generator=generator)
+            for name, t in term.head.tensors().items()
+            if name != "columns"
+        }
+        if isinstance(term.head, MLP):
+            head: Any = MLP((parts["w1.0"],), parts["b1"], parts["w2"], term.head.columns, term.head.activation)
+        else:  # damped logits stay a diagonal
+            head = Linear(torch.where(term.head.weight == 0, 0.0, parts["weight"]), term.head.columns)
+        terms.append(Term(term.reads, head))
+    return replace(delta, terms=tuple(terms))
+
+
+def resident() -> int:
+    """Bytes of this process in memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def filled(bank: DeltaBank, deltas: Iterable[tuple[str, Delta]]) -> dict[str, Any]:
+    """Add deltas that nobody else keeps, and say what that took."""
+    before, start, sizes, names = resident(), time.perf_counter(), [], []
+    for name, delta in deltas:
+        bank.add(name, from_bytes(to_bytes(delta)))
+        names.append(name)
+        sizes.append(len(to_bytes(delta)))
+    gc.collect()
+    return {
+        "deltas": len(names),
+        "seconds_to_make_and_fill": round(time.perf_counter() - start, 2),
+        "file_bytes": round(float(np.mean(sizes))),
+        "numbers_bytes": round(float(np.mean([bank.bytes_of(name) for name in names]))),
+        "resident_bytes": round((resident() - before) / len(names)),
+    }
+
+
+def swaps(bank: DeltaBank, names: Sequence[str]) -> dict[str, float]:
+    """Milliseconds in which each delta takes the next one's place."""
+    deltas = [bank[name] for name in names]
+    times = []
+    for i, name in enumerate(names):
+        start = time.perf_counter()
+        bank.swap(name, deltas[(i + 1) % len(names)])
+        times.append(time.perf_counter() - start)
+    return {"median": round(1e3 * float(np.median(times)), 3), "p95": round(1e3 * float(np.quantile(times, 0.95)), 3)}
+
+
+def products(deltas: Sequence[Delta], rounds: int) -> dict[str, float]:
+    """One row for each of many MLPs: one after the other over stacked first, time ratio."""
+    heads = [next(term.head for term in delta.terms if isinstance(term.head, MLP)) for delta in deltas]
+    x = torch.randn(len(heads), heads[0].inputs)
+
+    def loop() -> Tensor:
+        return torch.cat([head(x[i : i + 1]) for i, head in enumerate(heads)])
+
+    def stacked() -> Tensor:
+        w1, b1, w2 = (
+            torch.stack(each) for each in zip(*((head.w1[0], head.b1, head.w2) for head in heads), strict=True)
+        )
+        return torch.bmm(torch.baddbmm(b1[:, None], x[:, None], w1).relu(), w2).squeeze(1)
+
+    torch.testing.assert_close(loop(), stacked(), rtol=1e-3, atol=1e-3)
+    return ratio(loop, stacked, rounds, 1)
+
+
 def bank(rounds: int) -> dict[str, Any]:
+    """1,000 deltas of 40 synapses; 200 of the default's, a megabyte each, which is what fits beside everything else in memory;
+    then a bank that holds both and a pooled one."""
     net = resnet20().eval()
     reader, base = Reader(net, torch.randn(2, 3, 32, 32)), fingerprint(net)
-    deltas = {f"d{i}": positional(net, reader, base, i) for i in range(1000)}
-    made = DeltaBank(net)
-    start = time.perf_counter()
-    for name, delta in deltas.items():
-        made.add(name, delta)
-    filled = time.perf_counter() - start
-    names = [f"d{(i * 7) % 1000}" for i in range(128)]
-    x = torch.randn(128, 3, 32, 32)
-    found: dict[str, Any] = {"deltas": len(made), "seconds_to_fill": round(filled, 2)}
-    found["each example its own, batch 128"] = ratio(lambda: net(x), lambda: made(x, names), max(8, rounds // 3), 1)
-    swaps = []
-    for i in range(200):
-        start = time.perf_counter()
-        made.swap(f"d{i}", deltas[f"d{(i + 1) % 1000}"])
-        swaps.append(time.perf_counter() - start)
-    found["swap_ms"] = {
-        "median": round(1e3 * float(np.median(swaps)), 3),
-        "p95": round(1e3 * np.quantile(swaps, 0.95), 3),
+    few, many, count = DeltaBank(net), DeltaBank(net), max(8, rounds // 3)
+    first = usual(reader, base)
+    for each, delta in ((few, positional(net, reader, base, 0)), (many, first)):
+        each.add("first", delta)  # makes the network that is read, which is no delta's memory
+        each.remove("first")
+    found: dict[str, Any] = {
+        "40 synapses": filled(few, ((f"d{i}", positional(net, reader, base, i)) for i in range(1000)))
     }
-    found["row_bytes"] = made.bytes_per_delta
-    found["file_bytes"] = len(to_bytes(deltas["d0"]))
+    found["the default's"] = filled(many, ((f"u{i}", own(first, i)) for i in range(200)))
+    x = torch.randn(128, 3, 32, 32)
+    mine = {
+        "40 synapses": (few, [f"d{(i * 7) % 1000}" for i in range(128)]),
+        "the default's": (many, [f"u{(i * 7) % 200}" for i in range(128)]),
+        "the default's, one for all": (many, ["u0"] * 128),
+    }
+    mixed = DeltaBank(net, {name: few[name] for name in few.names})
+    for name in many.names:
+        mixed.add(name, many[name])
+    mixed.add("pooled", pooled(reader, base, ("mean",)))
+    turns = ["d{}", "u{}", "pooled", None, "d{}", "d{}", "u{}", None]
+    mine["mixed"] = mixed, [t and t.format(i) for i, t in ((i, turns[i % 8]) for i in range(128))]
+    for name, (each, names) in mine.items():
+        found[f"{name}, batch 128"] = ratio(partial(net, x), partial(each, x, names), count, 1)
+        print(name, found[f"{name}, batch 128"])
+    found["swap_ms"] = {
+        "40 synapses": swaps(few, few.names[:200]),
+        "the default's": swaps(many, many.names),
+        "mixed": swaps(mixed, [f"{'du'[i % 2]}{i}" for i in range(200)]),
+    }
+    found["mixed, numbers_bytes of 40 synapses"] = mixed.bytes_of("d1")
+    found["stacked over one by one, 128 MLPs"] = products([many[f"u{i}"] for i in range(128)], count)
     print(found)
     return found
 

@@ -86,7 +86,10 @@ def test_a_folder_and_its_card(tmp_path):
     delta = with_figures()
     save_pretrained(delta, tmp_path / "new" / "d", base_model="someone/net")
     assert to_bytes(from_pretrained(tmp_path / "new" / "d")) == to_bytes(delta)
+    delta.save_pretrained(tmp_path / "method", base_model="someone/net")
+    assert to_bytes(Delta.from_pretrained(tmp_path / "method")) == to_bytes(delta)
     text = (tmp_path / "new" / "d" / "README.md").read_text()
+    assert (tmp_path / "method" / "README.md").read_text() == text
     assert "| ant | 50.0% | 90.0% | gains |" in text
     assert "| bee | 70.0% | 60.0% | **pays** |" in text
     assert "base_model: someone/net" in text
@@ -117,6 +120,8 @@ def test_uploading_hands_the_folder_to_the_hub(tmp_path, monkeypatch):
     monkeypatch.setattr(hub, "HfApi", Api)
     assert push_to_hub(with_figures(), "someone/delta") == "https://example/commit"
     assert seen == {"repo": "someone/delta", "files": ["README.md", FILE]}
+    assert with_figures().push_to_hub("someone/other") == "https://example/commit"
+    assert seen["repo"] == "someone/other"
 
 
 # -- scikit-learn ----------------------------------------------------------------------------------------------------

@@ -60,9 +60,16 @@ def command(
         f"Wrote {out} ({out.stat().st_size / 1e6:.1f} MB, {format}): inputs {taken}, {change.n_classes} logits; "
         f"run again from the file they differ by at most {difference:.1g}."
     )
+    summed = sum(not each.below for each in deltas) > 1
+    if summed:
+        console.print(
+            "The deltas were added up; whether one undoes what another promises was not measured: tweaknn evaluate with the same "
+            "--delta options (in Python tweaknn.delta.combine.combine) does, on validation data."
+        )
     write_json(
         json,
         {
+            "conflicts_measured": False if summed else None,
             "out": str(out),
             "format": format,
             "bytes": out.stat().st_size,

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from tweaknn.delta.attach import layered
+from tweaknn.delta.attach import layered, nodes_of
 from tweaknn.delta.forward import REDUCTIONS
 from tweaknn.delta.hooked import Notes
 from tweaknn.delta.quick import reuse
@@ -64,7 +64,7 @@ class Traced(nn.Module):
         super().__init__()
         self.head, self.layers = head, frozenset(layers)
         self.net = layered(traced)
-        graph, nodes = self.net.graph, self.net.layers
+        graph, nodes = self.net.graph, nodes_of(self.net)
         # in front of the network's own inputs, some of which may have defaults
         with graph.inserting_before(next(iter(graph.nodes))):
             wanted = graph.placeholder("tweaknn_wanted")

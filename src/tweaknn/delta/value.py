@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -154,6 +156,8 @@ class Delta:
     def __add__(self, other: Delta) -> Delta:
         """Both changes at once. Commutative up to the order of floating-point sums.
 
+        Whether one undoes what the other promises shows on data only: :func:`tweaknn.delta.combine.combine` measures it.
+
         Raises:
             InputError: the deltas belong to different bases, or name different classes.
         """
@@ -256,6 +260,29 @@ class Delta:
         from tweaknn.delta.file import load
 
         return load(path)
+
+    @classmethod
+    def from_pretrained(
+        cls, name: str | os.PathLike[str], *, revision: str | None = None, token: str | None = None
+    ) -> Delta:
+        """From a folder or the Hub, see :func:`tweaknn.delta.hub.from_pretrained`."""
+        from tweaknn.delta.hub import from_pretrained
+
+        return from_pretrained(name, revision=revision, token=token)
+
+    def save_pretrained(self, folder: str | os.PathLike[str], *, base_model: str | None = None) -> Path:
+        """Into a folder with its model card, see :func:`tweaknn.delta.hub.save_pretrained`."""
+        from tweaknn.delta.hub import save_pretrained
+
+        return save_pretrained(self, folder, base_model=base_model)
+
+    def push_to_hub(
+        self, repo_id: str, *, base_model: str | None = None, private: bool = False, token: str | None = None
+    ) -> str:
+        """To the Hub with its model card, see :func:`tweaknn.delta.hub.push_to_hub`."""
+        from tweaknn.delta.hub import push_to_hub
+
+        return push_to_hub(self, repo_id, base_model=base_model, private=private, token=token)
 
     def with_bias(self, bias: Tensor) -> Delta:
         """The same delta with ``bias`` ``(c,)`` added to its own: how an operating point is set."""
