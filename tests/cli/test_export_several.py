@@ -7,7 +7,7 @@ import json
 import torch
 from torch import nn
 
-from tests.cli.test_answers import run
+from tweaknn.cli.app import run
 from tweaknn.delta import Delta
 from tweaknn.network import fingerprint
 

@@ -326,7 +326,7 @@ def test_refusals_and_half_precision():
     bank = DeltaBank(NET, {"few": deltas["few"]})
     with pytest.raises(DeltaError, match="sits on other deltas"):
         bank.add("top", deltas["aan"].on(deltas["few"]))
-    with pytest.raises(DeltaError, match="output None of the base, this one 'logits'"):
+    with pytest.raises(InputError, match="another output"):
         bank.add("head", replace(deltas["aan"], head="logits"))
     with pytest.raises(DeltaError, match="are for 4 logits, this one for 5"):
         bank.add("more", Delta((), torch.zeros(5), fingerprint(NET), (3, 8, 8)))

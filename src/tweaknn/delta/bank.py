@@ -43,7 +43,7 @@ class DeltaBank(nn.Module):
         self.check = check
         self._lock = threading.RLock()
         object.__setattr__(self, "base", model)
-        self.net = share(unwrap(model))
+        self.net = share(unwrap(model)).requires_grad_(False)  # as of an attached network, see :func:`attach`
         self._like: Delta | None = None  # the first delta without its terms: what all others have to agree with
         self._fingerprint: str | None = None
         self._trace: Trace | None = None
@@ -89,6 +89,7 @@ class DeltaBank(nn.Module):
 
         Raises:
             DeltaError: it was made for another base, or sits on other deltas.
+            InputError: it changes another output than those that are there.
             ModelError: the base lacks a layer it reads.
         """
         self._check(delta)
@@ -105,6 +106,11 @@ class DeltaBank(nn.Module):
         with self._lock:
             self._entry(name)
             del self._entries[name]
+
+    def train(self, mode: bool = True) -> DeltaBank:
+        """Remember ``mode``; the layers stay in eval mode, since their batch norms' statistics are the base's own."""
+        self.training = mode
+        return self
 
     # -- use -----------------------------------------------------------------------------------------------------
 
@@ -194,7 +200,9 @@ class DeltaBank(nn.Module):
         if like is None:
             return
         if delta.head != like.head:
-            raise DeltaError(f"This bank's deltas change output {like.head!r} of the base, this one {delta.head!r}.")
+            raise InputError(
+                f"The delta changes another output ({delta.head!r}) than this bank's ({like.head!r}); make a bank for each output."
+            )
         if delta.n_classes != like.n_classes:
             raise DeltaError(f"This bank's deltas are for {like.n_classes} logits, this one for {delta.n_classes}.")
 

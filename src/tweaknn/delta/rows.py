@@ -13,7 +13,7 @@ import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from weakref import WeakValueDictionary
 
 import numpy as np
@@ -32,6 +32,9 @@ LONGEST = 256
 
 User = tuple[Head, bool, list[int]]
 """A dense term's head, whether it ends in all classes in order, and the examples it is for."""
+
+Layout = tuple[str, str, tuple[int, ...], int]
+"""A read without its addresses: layer, reduction, shape, channel axis."""
 
 SYNAPSE = np.dtype([("key", "<i4"), ("place", "<i4"), ("weight", "<f4"), ("column", "<i4")])
 
@@ -59,7 +62,7 @@ class Keys:
         self.all: list[Key] = []
         self.numbers: dict[Key, int] = {}
         self.reads: WeakValueDictionary[bytes, Reads] = WeakValueDictionary()
-        self.layouts: dict[tuple[Any, ...], tuple[Any, ...]] = {}
+        self.layouts: dict[Layout, Layout] = {}
 
     def number(self, key: Key) -> int:
         if key not in self.numbers:
@@ -72,7 +75,7 @@ class Keys:
 class Reads:
     """A term's reads without an object each: a delta of 40 synapses in 19 layers is 27 kB of Python as a value."""
 
-    layouts: tuple[tuple[Any, ...], ...]  # (layer, reduction, shape, channel axis) of each read, shared by all deltas
+    layouts: tuple[Layout, ...]  # of each read, shared by all deltas
     keys: tuple[int, ...]
     counts: tuple[int, ...]
     index: np.ndarray
