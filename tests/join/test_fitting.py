@@ -286,15 +286,16 @@ def test_a_network_too_wide_for_memory_is_read_at_its_end(monkeypatch):
 
 def test_default_views_are_for_pictures_and_nets():
     picture, row = torch.zeros(2, 3, 8, 8), torch.zeros(2, 9)
-    assert views_of("best", None, None, picture)[0] == VIEWS
-    assert views_of("fit", None, None, picture)[0] == 0
-    assert views_of("best", None, None, row) == (0, None)
-    assert views_of("best", None, "noise", row)[0] == VIEWS
-    assert views_of("best", 0, "flip", picture) == (0, None)
+    assert views_of("best", None, None, picture, 5000)[0] == VIEWS
+    assert views_of("best", None, None, picture, 4999)[0] == VIEWS + 1, "few examples need more"
+    assert views_of("fit", None, None, picture, 9000)[0] == 0
+    assert views_of("best", None, None, row, 9000) == (0, None)
+    assert views_of("best", None, "noise", row, 9000)[0] == VIEWS
+    assert views_of("best", 0, "flip", picture, 9000) == (0, None)
     with pytest.raises(InputError, match="noise"):
-        views_of("best", 1, None, row)
+        views_of("best", 1, None, row, 9000)
     with pytest.raises(InputError, match="for pictures"):
-        views_of("best", 1, "flip", row)
+        views_of("best", 1, "flip", row, 9000)
 
 
 def test_views_are_the_same_whenever_they_are_read():

@@ -16,10 +16,10 @@ from tweaknn.join.table import _reads
 from tweaknn.network.layers import stages
 from tweaknn.network.reader import Reader
 
-VIEWS = 2
-"""Views of each picture that the default reads. Each costs a pass over the data. On a network made for such choices one, two and three gave
-an AAN 5.6, 7.9 and 9.1 points under floors (``benchmarks/fitting/development.py --views``); with three, reading and fitting the whole of
-CIFAR-10 come to more than two epochs of fine-tuning a ResNet-20 (``benchmarks/fitting/timing.py``)."""
+VIEWS, FEW = 1, 5_000
+"""Views of each picture that the default reads, one more below so many training examples. Each costs a pass over the data. Few examples need
+them most (20,000 images, one, two, three views: 5.6, 7.9, 9.1 points, ``benchmarks/fitting/development.py --views``); on the 50,000 of CIFAR-10
+a second gave nothing, and with two, reading and fitting 10,000 images come to more than two epochs of fine-tuning a ResNet-20."""
 
 MEMORY = 1_500_000_000
 """Bytes that the pooled neurons of all examples and views may take."""
@@ -82,16 +82,16 @@ class Views:
 
 
 def views_of(
-    method: str, views: int | None, augment: str | Callable[..., Any] | None, x: Any
+    method: str, views: int | None, augment: str | Callable[..., Any] | None, x: Any, examples: int
 ) -> tuple[int, Callable[..., Any] | None]:
-    """How many views are read and what makes them, for inputs like ``x`` (a batch).
+    """How many views are read and what makes them, for inputs like ``x`` (a batch) and so many training examples.
 
     Raises:
         InputError: views are asked for and nothing says what a view of such inputs is, or the augmentation does not fit them.
     """
     pictures = isinstance(x, torch.Tensor) and x.ndim == 4 and x.is_floating_point() and min(x.shape[2:]) > 1
     if views is None:
-        views = VIEWS if augment is not None or (pictures and method in WITH_VIEWS) else 0
+        views = (VIEWS + (examples < FEW)) if augment is not None or (pictures and method in WITH_VIEWS) else 0
     if not views:
         return 0, None
     if augment is None and not pictures:

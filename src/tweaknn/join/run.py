@@ -152,7 +152,7 @@ class SynapticJoin:
         reader = Reader(model, x, self.layers, self.head)
         before = fingerprint(model)
         names = names_of(classes if classes is not None else train.classes, _n_logits(reader, train))
-        views, augment = views_of(self.method, self.views, self.augment, x)
+        views, augment = views_of(self.method, self.views, self.augment, x, len(train))
         named = (("train", train), ("validation", validation))[: 1 if validation is train else 2]
         rows = len(train) * (1 + views) + (0 if validation is train else len(validation))
         tables = [self._read(reader, part, f"Reading {name}", rows) for name, part in named]
