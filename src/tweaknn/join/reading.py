@@ -17,9 +17,10 @@ from tweaknn.network.layers import stages
 from tweaknn.network.reader import Reader
 
 VIEWS, FEW = 1, 5_000
-"""Views of each picture that the default reads, one more below so many training examples. Each costs a pass over the data. Few examples need
-them most (20,000 images, one, two, three views: 5.6, 7.9, 9.1 points, ``benchmarks/fitting/development.py --views``); on the 50,000 of CIFAR-10
-a second gave nothing, and with two, reading and fitting 10,000 images come to more than two epochs of fine-tuning a ResNet-20."""
+"""Views of each picture that the default reads, one more below so many training examples. Each costs a pass over the data. Few
+examples need them most (20,000 images, one, two, three views: 5.6, 7.9, 9.1 points, ``benchmarks/fitting/development.py --views``);
+on the 50,000 of CIFAR-10 a second gave nothing, and with two, reading and fitting 10,000 images come to more than two epochs of
+fine-tuning a ResNet-20."""
 
 MEMORY = 1_500_000_000
 """Bytes that the pooled neurons of all examples and views may take."""
