@@ -16,8 +16,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from tweaknn.baselines import Plan, Training, compare, names
+from tweaknn.baselines.outcome import NotApplicable
+from tweaknn.baselines.surgery import find_head, last_convolution
 from tweaknn.errors import ModelError
 from tweaknn.inputs import as_examples
+from tweaknn.network.views import LabelView
 from tweaknn.report import render
 from tweaknn.report.read import page_of, read_result
 
@@ -190,3 +193,24 @@ def test_killed_and_resumed(tmp_path):
         ("last-layer", ""),
         ("retraining-1", ""),
     ]
+
+
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.words, self.lstm, self.out = nn.Embedding(20, 8), nn.LSTM(8, 12, batch_first=True), nn.Linear(12, 4)
+
+    def forward(self, ids):
+        return self.out(self.lstm(self.words(ids))[0][:, -1])
+
+
+def test_why_a_method_does_not_apply_is_true():
+    torch.manual_seed(0)
+    ids, x = torch.randint(20, (2, 5)), torch.randn(2, 9)
+    with pytest.raises(NotApplicable, match=r"its hidden layers \(Embedding, LSTM\) are neither linear nor convolutions"):
+        last_convolution(Recurrent(), ids, find_head(Recurrent(), ids)[0])
+    with pytest.raises(NotApplicable, match="no hidden layer with weights"):
+        last_convolution(nn.Linear(9, 4), x, "")
+    for width in (1, 4):
+        with pytest.raises(NotApplicable, match="one logit for both classes"):
+            find_head(LabelView(nn.Sequential(nn.Linear(9, 8), nn.ReLU(), nn.Linear(8, width))), x)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
+from dataclasses import replace
 
 import pytest
 import torch
@@ -195,3 +196,28 @@ def test_a_network_of_inference_tensors_is_attached_to():
     delta = Delta((), torch.tensor([1.0, 0, 0]), fingerprint(net), (4,))
     with torch.inference_mode():
         assert torch.allclose(delta.attach(net)(torch.ones(2, 4)), net(torch.ones(2, 4)) + delta.bias)
+
+
+def test_a_bank_made_in_inference_mode_takes_deltas_outside():
+    with torch.inference_mode():
+        bank = DeltaBank(NET, some(2))
+    bank.swap("d0", some(4)["d3"])
+    with torch.inference_mode():
+        assert torch.allclose(bank(examples(1), ["d0"]), some(4)["d3"].attach(NET)(examples(1)), atol=1e-4)
+
+
+def test_a_bank_on_an_attached_network_is_refused():
+    with pytest.raises(InputError, match="without deltas"):
+        DeltaBank(some(1)["d0"].attach(NET))
+
+
+def test_sums_say_why_not():
+    one, two = some(2).values()
+    assert torch.equal(sum([one, two]).bias, (one + two).bias)
+    for other, said in (
+        (replace(two, head=1), "different outputs"),
+        (two.on(one), "do not sit on the same"),
+        (replace(two, how="hooks"), "name layers otherwise"),
+    ):
+        with pytest.raises(InputError, match=said):
+            one + other

@@ -72,6 +72,13 @@ def test_a_mixed_promise_says_what_limits_it():
     assert not any("holds no rule" in s for s in join.fit(net(), blobs(90, 0), blobs(90, 1), targets=[2]).warnings)
 
 
+def test_probabilities_are_not_taken_for_logits_without_a_word():
+    join = SynapticJoin(method="fit", base_saw="none", cross_fit=False)
+    for last, said in ((nn.Softmax(1), True), (nn.LogSoftmax(1), False)):
+        found = join.fit(nn.Sequential(*net(), last).eval(), blobs(90, 0), blobs(90, 1), targets=[2])
+        assert any("outputs are probabilities" in sentence for sentence in found.warnings) == said
+
+
 def test_theta_has_no_caution_and_says_so():
     found = SynapticJoin(method="theta", base_saw="none").fit(net(), blobs(90, 0), blobs(90, 1), targets=[2])
     assert found.settings["caution"] == 0.0

@@ -9,12 +9,14 @@ from torch import nn
 
 from tweaknn.baselines.outcome import NotApplicable
 from tweaknn.network.modes import call, eval_mode, logits_of, placement, to_model
+from tweaknn.network.views import LabelView
 
 
 def find_head(model: nn.Module, x: torch.Tensor) -> tuple[str, nn.Linear]:
     """Name and module of the linear layer whose output *is* the logits.
 
-    Raises :class:`NotApplicable` when the logits come from something else (a convolution, a layer used twice).
+    Raises :class:`NotApplicable` when the logits come from something else (a convolution, a layer used twice, one logit for
+    both classes).
     """
     outputs: dict[str, list[torch.Tensor]] = {}
     order: list[str] = []
@@ -50,13 +52,15 @@ def find_head(model: nn.Module, x: torch.Tensor) -> tuple[str, nn.Linear]:
     last = modules[order[-1]] if order else None
     if isinstance(last, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
         raise NotApplicable("its head is a convolution, not a linear layer")
+    if isinstance(model, LabelView):
+        raise NotApplicable("its head gives one logit for both classes, and a linear layer with a logit a class is needed")
     raise NotApplicable("its logits are not the output of a linear layer")
 
 
 def last_convolution(model: nn.Module, x: torch.Tensor, before: str) -> tuple[str, nn.Module]:
     """The last hidden layer with weights (convolution or linear) that runs before module ``before``.
 
-    Raises :class:`NotApplicable` when there is none.
+    Raises :class:`NotApplicable` when there is none, or only of other kinds.
     """
     order: list[str] = []
     handles = []
@@ -76,6 +80,9 @@ def last_convolution(model: nn.Module, x: torch.Tensor, before: str) -> tuple[st
     wide = [n for n in earlier if isinstance(modules[n], nn.Linear) or max(modules[n].kernel_size) > 1]  # type: ignore[arg-type]
     chosen = (wide or earlier)[-1:]
     if not chosen:
+        own = (m for n, m in model.named_modules() if n != before and next(m.parameters(recurse=False), None) is not None)
+        if kinds := ", ".join(sorted({type(module).__name__ for module in own})):
+            raise NotApplicable(f"its hidden layers ({kinds}) are neither linear nor convolutions")
         raise NotApplicable("it has no hidden layer with weights")
     return chosen[0], modules[chosen[0]]
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tweaknn.delta.attach import attach, check_base, example_input
+from tweaknn.delta.attach import Tweaked, attach, check_base, example_input
 from tweaknn.delta.rows import Batch, Entry, Keys
 from tweaknn.delta.stage import Hooked, Traced
 from tweaknn.delta.value import LOGITS, Delta
@@ -36,10 +36,13 @@ class DeltaBank(nn.Module):
 
     Raises:
         DeltaError: a delta was made for another base.
+        InputError: the network has a delta attached.
     """
 
     def __init__(self, model: nn.Module, deltas: Mapping[str, Delta] | None = None, *, check: bool = True) -> None:
         super().__init__()
+        if isinstance(model, Tweaked):
+            raise InputError("A bank's base is a network without deltas; add the attached one to each delta of the bank instead.")
         self.check = check
         self._lock = threading.RLock()
         object.__setattr__(self, "base", model)

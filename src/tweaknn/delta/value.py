@@ -159,15 +159,21 @@ class Delta:
         Whether one undoes what the other promises shows on data only: :func:`tweaknn.delta.combine.combine` measures it.
 
         Raises:
-            InputError: the deltas belong to different bases, or name different classes.
+            InputError: the deltas belong to different bases or outputs, sit on others, or name different classes.
         """
         if not isinstance(other, Delta):
             return NotImplemented
-        if self.base != other.base or self.how != other.how or self.below != other.below:
+        if self.base != other.base:
             raise InputError(
                 f"These deltas cannot be combined: one was made for base {self.base[:12]}, the other for "
                 f"{other.base[:12]}; combine deltas of one base."
             )
+        if self.below != other.below:
+            raise InputError("These deltas cannot be combined: they do not sit on the same deltas; attach one on the other.")
+        if self.how != other.how:
+            raise InputError(f"These deltas cannot be combined: they name layers otherwise ({self.how} and {other.how}).")
+        if self.head != other.head:
+            raise InputError(f"These deltas cannot be combined: they change different outputs ({self.head!r} and {other.head!r}).")
         if self.n_classes != other.n_classes or (self.classes and other.classes and self.classes != other.classes):
             raise InputError("These deltas cannot be combined: they name different classes.")
         return replace(
@@ -178,6 +184,10 @@ class Delta:
             kind=self.kind if self.kind == other.kind else "combined",
             meta={"parts": [self.meta, other.meta]},
         )
+
+    def __radd__(self, other: object) -> Delta:
+        """``sum(deltas)`` begins with 0."""
+        return self if isinstance(other, int) and other == 0 else NotImplemented
 
     def __mul__(self, factor: float) -> Delta:
         """The same change, ``factor`` times as strong."""

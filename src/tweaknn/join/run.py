@@ -29,7 +29,14 @@ from tweaknn.join.settle import settle
 from tweaknn.join.size import base_work, limit_of
 from tweaknn.join.splits import holdout
 from tweaknn.join.table import PooledTable, read_pooled, stored_pooled
-from tweaknn.join.warnings import base_saw_warnings, cautious, overlap_warnings, promise_warnings, thin_warnings
+from tweaknn.join.warnings import (
+    base_saw_warnings,
+    cautious,
+    overlap_warnings,
+    probability_warnings,
+    promise_warnings,
+    thin_warnings,
+)
 from tweaknn.measure import per_class_accuracy
 from tweaknn.network.fingerprint import fingerprint
 from tweaknn.network.reader import Reader
@@ -220,6 +227,7 @@ class SynapticJoin:
                 may_cross=self.base_saw is None and self.cross_fit is None and plan.fold is None and self.method in CROSSABLE,
             ),
             *promise_warnings(promise),
+            *probability_warnings(prepared.validation_table),
         ]
         caution = self.caution if self.caution is not None else cautious(self.base_saw, prepared, plan)
         if self.method == "theta":

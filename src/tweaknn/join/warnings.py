@@ -42,6 +42,17 @@ def thin_warnings(
     return [said]
 
 
+def probability_warnings(table: PooledTable) -> list[str]:
+    """Whether the network's outputs are probabilities: everything here is made for logits."""
+    sums = table.logits.sum(1)
+    if (table.logits < 0).any() or not np.allclose(sums, 1.0, atol=1e-3):
+        return []
+    return [
+        "the network's outputs are probabilities, and synapses are fitted to logits: log losses, calibration and the convex fit are not "
+        "what they could be; give the network without its last softmax"
+    ]
+
+
 def promise_warnings(promise: Promise) -> list[str]:
     """A mixed promise without a rule: what is not written is not promised."""
     rules = (promise.max_drop, promise.overall_drop)
