@@ -8,8 +8,10 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from statistics import median
 from typing import Any
+
+from tweaknn.report.common import plus_minus, points
+from tweaknn.report.of_methods import against_base, against_default, note
 
 HEAD = (
     "method",
@@ -24,6 +26,7 @@ HEAD = (
     "overall",
     "E",
     "worst class",
+    "`join` beyond it",
     "CPU s",
     "numbers changed",
 )
@@ -47,13 +50,14 @@ def row(m: dict[str, Any]) -> str:
     if m["target"] is None:
         return line([f"`{m['name']}`", "0", m["reason"], *[""] * (len(HEAD) - 3)])
     floors = m["under"]["floors"]
-    kept = ["not kept", "", "", ""]
+    kept = ["not kept", "", "", "", ""]
     if floors["feasible"]:
         kept = [
             f"{100 * floors['target_gain']:+.1f}{_sd(floors, 'target_gain')}",
             f"{100 * floors['overall']:.1f}",
             f"{100 * floors['E']:.1f}{_sd(floors, 'E')}",
             f"{100 * floors['worst_drop']:+.1f}",
+            against_default(m),
         ]
     seconds = m.get("cpu_seconds")
     return line(
@@ -65,7 +69,7 @@ def row(m: dict[str, Any]) -> str:
             f"{100 * m['E']:.1f}{_sd(m, 'E')}",
             f"{100 * m['worst_drop']:+.1f}",
             f"{100 * m['auroc_gain']:+.1f}",
-            f"{median(m['p_target']):.0e}",
+            against_base(m),
             *kept,
             "" if seconds is None else f"{seconds:.0f}",
             f"{m['parameters']:,}",
@@ -84,15 +88,30 @@ def checkpoints(result: dict[str, Any]) -> str:
 
 
 def _sd(m: dict[str, Any], key: str) -> str:
-    sd = (m.get("sd") or {}).get(key)
-    return f" ± {100 * sd:.1f}" if sd is not None else ""
+    return plus_minus((m.get("sd") or {}).get(key))
+
+
+def by_class(result: dict[str, Any]) -> str:
+    """Every class's change under floors, in points, with its spread over seeds."""
+    before = [result["base"]["per_class"][name] for name in result["classes"]]
+    rows = [line(["method", *result["classes"]]), line(["---"] * (1 + len(before)))]
+    rows.append(line(["*untouched*, %", *(f"{100 * b:.1f}" for b in before)]))
+    for m in result["methods"]:
+        floors = (m.get("under") or {}).get("floors") or {}
+        if floors.get("per_class"):
+            spread = floors["per_class_sd"] or [None] * len(before)
+            cells = [points(a - b) + plus_minus(s) for a, b, s in zip(floors["per_class"], before, spread)]
+            rows.append(line([f"`{m['name']}`", *cells]))
+    return "\n".join(rows)
 
 
 def main() -> None:
     """Print the tables of all results given."""
     for name in sys.argv[1:]:
         result = json.loads(Path(name).read_text())
-        print(f"### {', '.join(result['targets'])} ({result['n']:,} test images)\n\n{table(result)}\n")
+        print(f"### {', '.join(result['targets'])} ({result['n']:,} test images)\n\n{table(result)}\n\n{note(result)}\n")
+        if any((m.get("under") or {}).get("floors", {}).get("per_class") for m in result["methods"]):
+            print(f"Each class under floors, points:\n\n{by_class(result)}\n")
         print(f"Fluctuation over two checkpoints of each training:\n\n{checkpoints(result)}\n")
 
 

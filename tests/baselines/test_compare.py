@@ -44,6 +44,15 @@ def test_result_has_what_was_promised(net, tmp_path):
         runs = [r for r in result["runs"] if r["name"] == entry["name"]]
         assert entry["target"] == pytest.approx(np.mean([r["target"] for r in runs]))
         assert entry["sd"]["E"] == pytest.approx(np.std([r["E"] for r in runs], ddof=1))
+        assert len(entry["per_class_sd"]) == 10
+        for mode in (entry, entry["under"]["floors"]):
+            assert 0 <= mode["validation"]["target"] <= 1
+        assert entry["under"]["floors"]["validation"]["worst_drop"] >= 0  # there the promise is kept, to the letter
+        assert entry["versus"]["base"]["floors"]["target"]["tests"] == 2
+        assert len(entry["versus"]["base"]["own"]["overall"]["p_seeds"]) == 2
+        assert entry["curve"] == [] or entry["curve"][0]["sd"]["target"] is not None
+    assert all("right" not in run for run in result["runs"])
+    assert "training data validates" in result["settings"]["spread"]
     trained = result["methods"][1]
     assert trained["checkpoints"]["n"] == 2  # Table 3.4: mean and spread of E over checkpoints
     assert trained["checkpoints"]["E_sd"] >= 0
@@ -51,6 +60,33 @@ def test_result_has_what_was_promised(net, tmp_path):
     flat = pq.read_table(tmp_path / "result.parquet").to_pylist()
     assert {(r["name"], r["seed"]) for r in flat} == {(n, s) for n in ("calibration", "retraining-1") for s in (0, 1)}
     assert flat[0]["floors_target"] is not None
+
+
+def test_given_validation_and_a_tolerance(net, tmp_path):
+    held = digits("train").subset(np.arange(600, 1000))
+    data = digits("train").subset(np.arange(600)), digits("test")
+    results = [
+        compare(net, *data, plan("bias", seeds=2, tolerance=t), tmp_path, validation=held) for t in (0.0, 0.2)
+    ]
+    strict, loose = (r["methods"][0]["under"]["floors"] for r in results)
+    assert strict["sd"]["target_gain"] == 0  # nothing a constant depends on differs between these seeds
+    assert "the same in every seed" in results[0]["settings"]["spread"]
+    assert loose["validation"]["target"] > strict["validation"]["target"]
+    assert -0.2 - 1e-9 <= loose["validation"]["worst_drop"] < 0
+    assert len(list((tmp_path / "runs").iterdir())) == 4  # one promise's rows are not taken for the other's
+
+
+def test_trainings_tell_how_they_go_on(net, tmp_path):
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    pytest.importorskip("torch.utils.tensorboard")
+    task = make_task(net, digits("train"), digits("test"), ["digit 8"], training=FAST)
+    task.live = f"tensorboard:{tmp_path}"
+    run("oversampling", task)
+    run("oversampling", task)
+    for name in ("oversampling-seed-0", "oversampling-seed-0-training-2"):
+        seen = events.EventAccumulator(str(tmp_path / name)).Reload().Scalars("loss")
+        assert [e.step for e in seen] == list(range(1, 7))
+        assert all(np.isfinite(e.value) for e in seen)
 
 
 def test_running_again_continues(net, tmp_path):
@@ -314,7 +350,7 @@ def test_mlflow_is_told_by_its_own_api(monkeypatch):
     from contextlib import contextmanager
     from types import SimpleNamespace
 
-    from tweaknn.baselines.tracking import tracker
+    from tweaknn.tracking import tracker
 
     told = []
 

@@ -15,8 +15,10 @@ from tweaknn.errors import InputError
 from tweaknn.measure import (
     auroc_binary,
     class_scores,
+    combined,
     confusion_matrix,
     error_e,
+    holm,
     mcnemar,
     measure,
     paired_difference,
@@ -146,6 +148,22 @@ def test_wilson_matches_scipy(k, n, level):
 
 def test_wilson_of_nothing_is_nan():
     assert np.isnan(wilson(0, 0)).all()
+
+
+def test_holm_known_answers():
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+def test_combined_p_is_valid_for_tests_that_depend_on_one_another():
+    assert combined([0.02]) == 0.02
+    assert combined([0.02, 0.9]) == pytest.approx(0.04)
+    assert combined([0.5, 0.02, 0.001]) == pytest.approx(0.03)  # 3/2 of the middle one
+    assert combined([0.8, 0.9, 1.0]) == 1.0
+    rng = np.random.default_rng(0)
+    p = rng.random(4000)
+    assert np.mean([combined([v] * 3) < 0.05 for v in p]) <= 0.05  # three times the same test is no more evidence
 
 
 def test_mcnemar_known_answers():

@@ -52,6 +52,32 @@ def test_choosing_a_method_changes_all(opened):
     assert rows.count() == 10
 
 
+def test_intervals_before_and_after_are_drawn(opened):
+    page = opened("compare")
+    spans = [
+        page.locator(f"#dumbbells {which}").evaluate_all("all => all.map(e => e.getAttribute('x2') - e.getAttribute('x1'))")
+        for which in (".whisker.untouched", ".whisker:not(.untouched)")
+    ]
+    assert [len(s) for s in spans] == [10, 10]
+    assert all(width > 0 for s in spans for width in s)
+    cells = page.locator("#numbers tbody tr").first.locator("td").all_text_contents()
+    assert len(cells) == 6
+    assert all(" to " in cells[k] for k in (2, 4))
+
+
+def test_another_synapse_can_be_chosen_by_keyboard(opened):
+    page = opened("join")
+    shown = page.locator("[data-choice]:visible")
+    assert shown.count() == 1
+    before = shown.inner_text()
+    page.locator("select[data-choices]").focus()
+    page.keyboard.press("ArrowDown")
+    page.wait_for_function("document.querySelector('select[data-choices]').value === '1'")
+    assert shown.count() == 1
+    assert shown.locator("svg").get_attribute("aria-label") != before
+    assert shown.get_attribute("data-choice") == "1"
+
+
 def test_light_and_dark(opened):
     page = opened("compare", color_scheme="dark")
     dark = page.evaluate("getComputedStyle(document.body).backgroundColor")

@@ -12,6 +12,7 @@ from tweaknn.errors import InputError
 from tweaknn.report import read_result, render
 from tweaknn.report.charts import bars, histogram, loglog
 from tweaknn.report.common import cost_words, headline
+from tweaknn.report.of_compare import begin
 from tweaknn.report.read import page_of
 
 
@@ -52,6 +53,96 @@ def test_all_methods_are_rows_and_failures_say_why(compared):
     result["methods"][0].update(target=None, reason="not applicable: its head is a convolution", under=None, sd=None)
     html = render(page_of(result, "compare"))
     assert "its head is a convolution" in html
+
+
+def views_of(*names):
+    return [{"name": name} for name in names]
+
+
+def method_of(name, ours, test, validation=None):
+    floors = {"target": test, "E": 0.0, "feasible": True}
+    if validation is not None:
+        floors["validation"] = {"target": validation, "E": 0.0}
+    return {"name": name, "ours": ours, "under": {"floors": floors}}
+
+
+def test_the_first_sentence_is_not_the_luckiest():
+    """Validation chooses what the page opens with, whatever wins on test."""
+    methods = [method_of("fit", True, 0.9, 0.6), method_of("aan", True, 0.7, 0.8), method_of("wa", False, 0.95, 0.95)]
+    at, why = begin(views_of("fit", "aan", "wa"), methods)
+    assert at == 1
+    assert "Validation images chose it" in why
+    old = [method_of("fit", True, 0.9), method_of("join", True, 0.5), method_of("wa", False, 0.95)]
+    assert begin(views_of("fit", "join", "wa"), old) == (1, "")
+    assert begin(views_of("wa"), [method_of("wa", False, 0.9, 0.9)]) == (0, "")
+
+
+def several_seeds(compared):
+    """The comparison as if it had a second seed, in which every class of ``fit`` is a point better."""
+    result = json.loads((compared / "result.json").read_text())
+    again = json.loads(json.dumps(result["runs"]))
+    for run in again:
+        run["seed"] = 1
+        if run["name"] == "fit":
+            floors = run["under"]["floors"]
+            floors["per_class"] = [a - 0.01 for a in floors["per_class"]]
+            floors["target"] -= 0.01
+    result["runs"] += again
+    result["settings"]["seeds"] = [0, 1]
+    return result
+
+
+def test_several_seeds_are_shown_as_means_with_spread(compared):
+    result = several_seeds(compared)
+    page = page_of(result, "compare")
+    one = page_of(json.loads((compared / "result.json").read_text()), "compare")
+    fit = next(v for v in page["views"] if v["name"] == "fit")["modes"]["floors"]
+    alone = next(v for v in one["views"] if v["name"] == "fit")["modes"]["floors"]
+    assert fit["target"] == pytest.approx(alone["target"] - 0.005)
+    assert fit["per_class_sd"] == pytest.approx([0.01 / np.sqrt(2)] * 10, abs=1e-4)
+    assert alone["per_class_sd"] is None
+    assert "(mean of 2 seeds)" in page["sentence"]
+    assert "± 0.7" in page["table"][0]["after"]
+    calibration = next(v for v in page["views"] if v["name"] == "calibration")
+    assert len(calibration["seeds"]) == 2
+    assert len(calibration["seeds"][0]) == len(calibration["front"])
+    assert "the split" in page["methods_note"] or "validates" in page["methods_note"]
+    assert "mean of the seeds" in render(page)
+
+
+def test_methods_are_tested_against_the_base_and_the_default(compared):
+    result = json.loads((compared / "result.json").read_text())
+    page = page_of(result, "compare")
+    assert "Holm" in page["methods_note"]
+    assert "join beyond it, floors" not in page["methods_head"]  # it was not among the methods
+    tested = {"difference": 0.031, "p": 0.01, "p_holm": 0.0402, "tests": 6}
+    for m in result["methods"][:-1]:
+        m["versus"]["join"] = {"floors": {"target": tested}}
+    page = page_of(result, "compare")
+    at = page["methods_head"].index("join beyond it, floors") - 1
+    assert page["methods"][1]["cells"][at] == "+3.1 (p 0.040)"
+    assert page["methods"][-1]["cells"][at] == "–"
+    for m in result["methods"]:
+        del m["versus"]
+    assert "not corrected" in page_of(result, "compare")["methods_note"]
+
+
+def test_an_evaluation_is_about_what_the_delta_was_made_for():
+    figures = {"per_class": {"a": 0.5, "b": 0.5}, "counts": {"a": 10, "b": 10}, "overall": 0.5, "balanced": 0.5}
+    after = {**figures, "per_class": {"a": 0.6, "b": 0.9}}
+    result = {"classes": ["a", "b"], "n": 20, "base": figures, "tweaked": after, "E": 0.0, "targets": ["a"]}
+    assert page_of(result, "evaluate")["targets"] == ["a"]
+    del result["targets"]
+    page = page_of(result, "evaluate")
+    assert page["targets"] == ["b"]
+    assert "because it gains most" in page["beside"]
+
+
+def test_intervals_are_of_before_and_after(compared):
+    row = page_of(*read_result(compared))["table"][0]
+    for key in ("before", "after"):
+        low, high = map(float, row[f"{key}_interval"].split(" to "))
+        assert low < float(row[key].split(" ")[0]) < high
 
 
 def test_a_comparison_without_controls_is_a_page(compared):
@@ -130,5 +221,6 @@ def test_charts_draw_what_they_are_given():
 def test_neurons_of_the_join_are_shown(pages):
     html = (pages / "join.html").read_text()
     assert html.count("data:image/png;base64,") >= 8
+    assert html.count("E_w and E_c of ") == html.count("data-choice=") > 1  # the reader chooses the synapse
     for words in ("Fig. 3.3", "Fig. 3.4", "Fig. 3.9", "of the Δnn"):
         assert words in html

@@ -73,6 +73,20 @@ def test_without_a_budget_it_trains_plainly(folder: Path) -> None:
     assert run(["structure", f"{folder}/plain"]) == 0
 
 
+def test_every_epoch_is_logged_live(folder: Path, capsys) -> None:
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    more = ["--epochs", "3", "--flops", "0.7", "--track", f"tensorboard:{folder}/tb"]
+    assert run(arguments(folder, "live", *more)) == 0
+    seen = events.EventAccumulator(str(folder / "tb" / "live")).Reload()
+    log = [json.loads(line) for line in (folder / "live" / "log.jsonl").read_text().splitlines()]
+    for key in ("loss", "validation", "flops", "params", "nu"):
+        assert [e.step for e in seen.Scalars(key)] == [1, 2, 3]
+        assert [e.value for e in seen.Scalars(key)] == pytest.approx([row[key] for row in log], rel=1e-5)
+    assert run(arguments(folder, "none", "--track", "paper:x")) == 2
+    assert "tensorboard:FOLDER" in capsys.readouterr().err
+    assert not (folder / "none").exists()
+
+
 def test_teacher_and_mend(folder: Path) -> None:
     assert run(arguments(folder, "teacher", "--epochs", "4")) == 0
     code = run(arguments(folder, "taught", "--epochs", "4", "--flops", "0.4", "--teacher", f"{folder}/teacher",

@@ -36,13 +36,15 @@ def wa(task: Task, hidden: int = 512) -> Outcome:
 
 def _tune(task: Task, model: nn.Module, name: str, hidden: int) -> Outcome:
     p = task.weights()
-    trained = train(
-        model,
-        task.train,
-        task.training,
-        seeded(task, name),
-        sampling=None if p is None else p / p.sum(),
-    )
+    with task.follow(name) as told:
+        trained = train(
+            model,
+            task.train,
+            task.training,
+            seeded(task, name),
+            sampling=None if p is None else p / p.sum(),
+            told=told,
+        )
     added = sum(q.numel() for q in model.parameters()) - sum(q.numel() for q in task.model.parameters())
     settings = {"hidden": hidden, "added_parameters": added, "iterations": trained.iterations}
     return outcome(task, trained, settings)

@@ -53,7 +53,7 @@ class Plan:
     run at once
     in processes of their own; 0 runs them in this process, one after another. ``collect``: run nothing, only
     gather what an
-    earlier, perhaps interrupted, comparison has stored.
+    earlier, perhaps interrupted, comparison has stored. ``tolerance``: what floors and overall may give up, a fraction.
     """
 
     targets: tuple[int | str, ...]
@@ -68,6 +68,7 @@ class Plan:
     time_limit: float | None = None
     jobs: int = 1
     collect: bool = False
+    tolerance: float = 0.0
 
     def __post_init__(self) -> None:
         if self.seeds < 1:
@@ -86,6 +87,7 @@ def compare(
     groups: np.ndarray | None = None,
     say: Say = lambda text: None,
     track: Callable[[int, str, dict[str, Any]], None] | None = None,
+    live: str | None = None,
     source: dict[str, Any] | None = None,
     bar: Bar = no_bar,
 ) -> dict[str, Any]:
@@ -95,7 +97,8 @@ def compare(
     made with
     the same network, data and settings. A method that does not apply, fails, or runs out of time is a row with its
     reason.
-    ``track(seed, method, figures)`` is called after each run (live views). ``source``: words for the report (specs).
+    ``track(seed, method, figures)`` is called after each run (live views); ``live``: where trainings tell how they go on
+    (:func:`tweaknn.tracking.follow`). ``source``: words for the report (specs).
     ``bar(what, total)``: a progress bar for the passes over the data.
 
     Raises :class:`~tweaknn.errors.InputError` for unknown targets, and when ``out`` cannot be written.
@@ -118,9 +121,11 @@ def compare(
         "limit": plan.limit,
         "layers": plan.layers,
     }
+    if plan.tolerance:  # only then: what earlier comparisons have stored keeps its key
+        identity["tolerance"] = plan.tolerance
     with Pool(plan.jobs, plan.time_limit, scratch=store.folder, say=say) as pool:
         for seed in range(plan.first_seed, plan.first_seed + plan.seeds):
-            task = _task(model, train, validation, test, base, targets, plan, seed, groups, tables)
+            task = _task(model, train, validation, test, base, targets, plan, seed, groups, tables, live)
             _run_seed(task, methods, identity, plan, store, pool, say, track)
     result = plain(summarise(store, methods, targets, test, base["test"], plan, identity, source or {}))
     store.write_result(result)
@@ -149,6 +154,7 @@ def _task(
     seed: int,
     groups: np.ndarray | None,
     tables: Tables,
+    live: str | None,
 ) -> Task:
     if validation is None:
         first, second = holdout(train.labels, share=plan.validation_share, groups=groups, seed=seed)
@@ -175,6 +181,8 @@ def _task(
         plan.batch_size,
         layers=plan.layers,
         cache=tables.store.folder / "tables",
+        tolerance=plan.tolerance,
+        live=live,
         _read_table=partial(_rows, tables, parts),
     )
 

@@ -22,13 +22,15 @@ def lora(task: Task, rank: int = 8) -> Outcome:
     """
     model = adapted(task.model, rank, seeded(task, "lora"))
     p = task.weights()
-    trained = train(
-        model,
-        task.train,
-        task.training,
-        seeded(task, "lora"),
-        sampling=None if p is None else p / p.sum(),
-    )
+    with task.follow("lora") as told:
+        trained = train(
+            model,
+            task.train,
+            task.training,
+            seeded(task, "lora"),
+            sampling=None if p is None else p / p.sum(),
+            told=told,
+        )
     return outcome(task, trained, {"rank": rank, "iterations": trained.iterations, "parameters": changed(model)})
 
 

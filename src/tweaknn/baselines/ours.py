@@ -74,7 +74,7 @@ def _joined(task: Task, name: str | None) -> Outcome:
     task.reader()  # says so where the method does not apply
     found = SynapticJoin(
         method=name or "best",
-        promise="floors",
+        promise=Promise("floors", tolerance=task.tolerance),
         layers=task.layers,
         seed=task.seed,
         batch_size=task.batch_size,

@@ -176,7 +176,7 @@ def _train(
         sampling = _balanced(task)
     model = fresh_copy(task.model) if model is None else model
     generator = seeded(task, name)
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+    with task.follow(name) as told, torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator)))  # dropout draws from the global state
         return train(
@@ -188,6 +188,7 @@ def _train(
             sampling=sampling,
             iterations=iterations,
             lr=lr,
+            told=told,
         )
 
 

@@ -132,7 +132,7 @@ class Store:
             | {
                 f"floors_{k}": v
                 for k, v in (run.get("under") or {}).get("floors", {}).items()
-                if not isinstance(v, list)
+                if not isinstance(v, (dict, list))
             }
             for run in plain(result["runs"])
         ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from tweaknn.join.splits import holdout
 from tweaknn.join.table import PooledTable, read_pooled
 from tweaknn.network.outputs import collect_logits
 from tweaknn.network.reader import Reader
+from tweaknn.tracking import Told, follow
 
 SPLITS = ("train", "validation", "test")
 NO_NEURONS = "the network has no hidden neurons that could be read"
@@ -41,7 +43,8 @@ class Task:
     which hidden
     layers the methods that read neurons may use. ``cache``: a folder where costly intermediate results of several
     methods
-    (the join's synapses) are kept under their content's key; None keeps nothing.
+    (the join's synapses) are kept under their content's key; None keeps nothing. ``tolerance``: what the promises may give
+    up, a fraction. ``live``: where trainings tell how they go on, as :func:`tweaknn.tracking.follow` takes it.
     """
 
     model: nn.Module
@@ -57,7 +60,10 @@ class Task:
     oversample: bool = False
     layers: str | Sequence[str] = "all"
     cache: Path | None = None
+    tolerance: float = 0.0
+    live: str | None = None
     _tables: dict[str, PooledTable] = field(default_factory=dict)
+    _followed: dict[str, int] = field(default_factory=dict)
     _read_table: Callable[[str], PooledTable] | None = None
 
     def __post_init__(self) -> None:
@@ -105,6 +111,11 @@ class Task:
     def run(self, model: nn.Module, split: str, indices: np.ndarray | None = None) -> np.ndarray:
         """Logits ``(n, c)`` of a changed network on a split (or some of its examples)."""
         return collect_logits(model, self.examples(split).loader(self.batch_size, indices))[0]
+
+    def follow(self, name: str) -> AbstractContextManager[Told | None]:
+        """What a training of method ``name`` tells its progress to (None: nobody); several of one method are numbered."""
+        self._followed[name] = nth = self._followed.get(name, 0) + 1
+        return follow(self.live, f"{name} seed {self.seed}" + (f" training {nth}" if nth > 1 else ""))
 
     def judged(self) -> tuple[np.ndarray, np.ndarray]:
         """The untouched network's logits on the evaluation part of validation, and the labels there."""

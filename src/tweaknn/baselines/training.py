@@ -113,7 +113,7 @@ def train(
     parameters: Iterable[nn.Parameter] | None = None,
     iterations: int | None = None,
     lr: float | None = None,
-    progress: Callable[[int], None] | None = None,
+    told: Callable[[int, dict[str, Any]], None] | None = None,
 ) -> Trained:
     """Minimise the mean of ``class_weight[y] * cross entropy`` over random batches; changes ``model`` in place.
 
@@ -121,7 +121,8 @@ def train(
     gradient).
     ``sampling (n,)``: probabilities of drawing each example (with replacement); None goes through random
     permutations.
-    ``parameters``: what is trained (default: all that require a gradient).
+    ``parameters``: what is trained (default: all that require a gradient). ``told(iteration, figures)``: the mean loss of every
+    epoch, and ten times in all where there are fewer.
 
     Raises :class:`~tweaknn.errors.ModelError` when the loss is no longer finite.
     """
@@ -134,6 +135,9 @@ def train(
     augment = _augment(training.augment)
     kept_at = checkpoint_steps(steps, training.checkpoints)
     earlier: list[dict[str, torch.Tensor]] = []
+    losses: list[torch.Tensor] = []
+    epoch = len(examples) / training.batch_size
+    every = max(1, min(round(epoch), steps // 10))
     was_training = model.training
     model.train()
     try:
@@ -155,8 +159,11 @@ def train(
                 scheduler.step()
             if step in kept_at and step < steps:
                 earlier.append({k: v.detach().clone() for k, v in model.state_dict().items()})
-            if progress is not None:
-                progress(step)
+            if told is not None:
+                losses.append(loss.detach())
+                if step % every == 0 or step == steps:
+                    told(step, {"loss": float(torch.stack(losses).mean()), "epoch": step / epoch})
+                    losses.clear()
     finally:
         model.train(was_training)
     return Trained(model.eval(), earlier, steps)

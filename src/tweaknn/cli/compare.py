@@ -24,7 +24,7 @@ def command(
     methods: Annotated[str, typer.Option(help="all, or names with commas; oversampling+NAME works too.")] = "all",
     epochs: Annotated[float, typer.Option(help="Of fine-tuning methods, over the fitted part.")] = 1.0,
     iterations: Annotated[int | None, typer.Option(help="Of fine-tuning methods, in place of --epochs.")] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Repetitions: splits and everything random.")] = 1,
+    seeds: Annotated[int, typer.Option(min=1, help="Repetitions: the split (unless --validation is given) and everything random.")] = 1,
     seed: Annotated[int, typer.Option(help="The first seed.")] = 0,
     lr: Annotated[float, typer.Option(help="Learning rate of fine-tuning methods.")] = 0.01,
     optimiser: Annotated[str, typer.Option(help="sgd, adamw, or file.py:function from parameters to one.")] = "sgd",
@@ -53,12 +53,16 @@ def command(
         int | None, typer.Option(min=0, help="Methods at once; 0: in this process. Default: the cores; 1 on a GPU.")
     ] = None,
     collect: Annotated[bool, typer.Option("--collect", help="Run nothing: gather what is stored in --out.")] = False,
-    track: Annotated[str | None, typer.Option(help="Live view: tensorboard:FOLDER or mlflow:EXPERIMENT.")] = None,
+    tolerance: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="What the promises (floors, overall) may give up, a fraction.")
+    ] = 0.0,
+    track: o.Track = None,
     weights: o.Weights = None,
     preprocess: o.Preprocess = None,
     mean: o.Mean = None,
     std: o.Std = None,
     size: o.Size = None,
+    head: o.Head = None,
     device: o.Device = "cpu",
     batch_size: o.BatchSize = 128,
     skip_unreadable: o.Skip = False,
@@ -67,8 +71,8 @@ def command(
     """Our methods beside every rival, on the same splits and seeds, judged by one rule."""
     from tweaknn.baselines import Plan, Training, compare, parse
     from tweaknn.baselines.compare import default_jobs
-    from tweaknn.baselines.tracking import tracker
     from tweaknn.inputs.userfile import load_function
+    from tweaknn.tracking import tracker
 
     def own(text: str) -> Any:
         return load_function(text) if ".py:" in text else text
@@ -101,12 +105,13 @@ def command(
         limit=limit or None,
         batch_size=batch_size,
         layers=layers if layers in ("all", "stages") else layers.split(","),  # type: ignore[arg-type]
+        tolerance=tolerance,
         time_limit=time_limit,
         jobs=default_jobs(device) if jobs is None else jobs,
         collect=collect,
     )
     opened = o.open_model(
-        model, weights, preprocess=preprocess, mean=mean, std=std, size=size, device=device, seed=seed
+        model, weights, preprocess=preprocess, mean=mean, std=std, size=size, device=device, seed=seed, head=head
     )
     parts = {
         name: None if spec is None else o.open_data(spec, opened, group=where, skip_unreadable=skip_unreadable)
@@ -120,6 +125,7 @@ def command(
         if other is not None:
             o.same_classes(parts["train"], other)
     source = {"model": model, "weights": weights, "train": train, "validation": validation, "test": test}
+    source |= {} if head is None else {"head": head}
     with tracker(track) as watch:
         result = compare(
             opened.model,
@@ -131,6 +137,7 @@ def command(
             groups=parts["train"].column(group) if group else None,
             say=lambda text: err.print(f"· {text}", style="dim", markup=False),
             track=watch,
+            live=track,
             source=source,
             bar=bar,
         )
@@ -141,6 +148,8 @@ def command(
 
 def show(result: dict[str, Any]) -> None:
     """The table in per cent and points; the standard deviation over seeds behind a ±."""
+    from tweaknn.report.common import SPREAD, STILL
+
     base = result["base"]
     rows = [["base", percent(base["target"]), percent(base["overall"]), *["–"] * 6]]
     for m in result["methods"]:
@@ -168,7 +177,11 @@ def show(result: dict[str, Any]) -> None:
     for column in made.columns:
         column.no_wrap = True
     out.print(made)
-    out.print("floors: points the targets win when no class may fall below its base on validation", style="dim")
+    given = result["settings"].get("tolerance") or 0.0
+    below = f" by more than {100 * given:g} points" if given else ""
+    out.print(f"floors: points the targets win when no class may fall below its base{below} on validation", style="dim")
+    if several > 1:
+        out.print(f"±: {SPREAD} {result['settings']['spread']}; {STILL}", style="dim")
     for m in result["methods"]:
         if m["reason"]:
             out.print(f"{m['name']}: {m['reason']}", markup=False)
@@ -184,6 +197,7 @@ def short(number: int) -> str:
 
 
 def spread(entry: dict[str, Any], key: str) -> str:
-    """``81.2 ±0.3``; without a spread for a single seed."""
-    sd = (entry.get("sd") or {}).get(key)
-    return percent(entry[key]) + (f" ±{100 * sd:.1f}" if sd is not None else "")
+    """``81.2 ±0.3``; without a spread for a single seed, or where every seed gave the same."""
+    from tweaknn.report.common import plus_minus
+
+    return percent(entry[key]) + plus_minus((entry.get("sd") or {}).get(key)).replace("± ", "±")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -86,6 +87,7 @@ def command(
         comparison = compare_logits(base, after, labels, examples.classes)
         show_comparison(comparison)
         figures = comparison.to_dict()
+        figures["targets"] = targets_of(deltas, comparison.classes)
         if len(deltas) > 1 and not any(each.below for each in deltas):
             alone = []
             for path, each in zip(delta or [], deltas):
@@ -130,6 +132,12 @@ def show_subclasses(found: dict[str, dict[str, Any]]) -> None:
         moved = [percent(f["tweaked"]), points(f["tweaked"] - f["base"]), f"{f['p_value']:.1e}"] if "tweaked" in f else ["–"] * 3
         rows.append([name, str(f["n"]), percent(f["base"]), *moved])
     out.print(table(["examples with", "number", "base %", "tweaked %", "points", "p"], rows))
+
+
+def targets_of(deltas: list[Delta], classes: Sequence[str]) -> list[str]:
+    """What the deltas were made for, as their files say: known before these examples were looked at."""
+    said = [name for delta in deltas for name in delta.meta.get("targets") or []]
+    return [name for name in dict.fromkeys(said) if name in classes]
 
 
 def timed(tweaked: Any, base: Any, examples: Any) -> dict[str, Any]:

@@ -39,6 +39,9 @@ Json = Annotated[Path | None, typer.Option("--json", help="Write all figures her
 Skip = Annotated[bool, typer.Option("--skip-unreadable", help="Leave damaged images out and count them.")]
 Head = Annotated[str | None, typer.Option(help="Which output, by position or name, of a network with several.")]
 Pixels = Annotated[int | None, typer.Option(min=1, help="Pixels of each picture to look at, for segmentation (512).")]
+Track = Annotated[
+    str | None, typer.Option(help="Live view, also of every training: tensorboard:FOLDER or mlflow:EXPERIMENT.")
+]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
 DATA_HELP = (
     "A folder of class folders, a Parquet file of images, an .npz with x and y (several labels: 0 and 1; or masks), or "

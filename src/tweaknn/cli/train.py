@@ -44,6 +44,7 @@ def command(
     clip: Annotated[float, typer.Option(min=0, help="Longest gradient; 0 leaves gradients alone.")] = 1.0,
     augment: Annotated[bool, typer.Option(help="Random crops of images, and flips of colour ones.")] = True,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run in --out.")] = False,
+    track: o.Track = None,
     weights: o.Weights = None,
     preprocess: o.Preprocess = None,
     mean: o.Mean = None,
@@ -60,8 +61,11 @@ def command(
     from tweaknn.join.promise import class_position
     from tweaknn.structure.several import best_of
     from tweaknn.structure.training import Recipe, Trainer
+    from tweaknn.tracking import follow, place_of
 
     o.check_writable(json, "--json")
+    if track is not None:
+        place_of(track)
     prune: dict[str, Any] = {
         k: v for k, v in (("flops", flops), ("params", params), ("latency", latency)) if v is not None
     }
@@ -103,12 +107,16 @@ def command(
         note(f"beta {value:g}")
         return trainer_of(copy.deepcopy(opened.model), dataclasses.replace(recipe, prune={**prune, "beta": value}), folder)
 
+    def run(trainer: Trainer, again: bool) -> Any:
+        with follow(track, trainer.out.name) as trainer.told:
+            return _run(trainer, again, quiet, out_dir)
+
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_: warn(str(message))
         if len(betas) > 1:
-            result = best_of(betas, made, out_dir, lambda t, again: _run(t, again, quiet, out_dir), resume=resume)
+            result = best_of(betas, made, out_dir, run, resume=resume)
         else:
-            result = _run(trainer_of(opened.model, recipe, out_dir), resume, quiet, out_dir)
+            result = run(trainer_of(opened.model, recipe, out_dir), resume)
     figures = _figures(result, classes)
     _show(result, classes)
     (out_dir / "mend.dnn").unlink(missing_ok=True)  # of an earlier network in the same folder

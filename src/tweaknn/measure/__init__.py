@@ -17,7 +17,7 @@ from tweaknn.measure.harm import error_e, worst_drop
 from tweaknn.measure.labels import label_measures
 from tweaknn.measure.pareto import pareto_front, shift_front, shifted_accuracy, target_gaps
 from tweaknn.measure.ranking import auroc_binary, auroc_by_class, class_scores, sensitivity_at_specificity
-from tweaknn.measure.uncertainty import mcnemar, paired_difference, wilson
+from tweaknn.measure.uncertainty import combined, holm, mcnemar, paired_difference, wilson
 
 __all__ = [
     "Measures",
@@ -26,9 +26,11 @@ __all__ = [
     "check_labels",
     "check_logits",
     "class_scores",
+    "combined",
     "confusion_matrix",
     "error_e",
     "expected_calibration_error",
+    "holm",
     "label_measures",
     "log_softmax",
     "mcnemar",

@@ -3,6 +3,7 @@ examples."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import sqrt
 
 import numpy as np
@@ -44,6 +45,29 @@ def mcnemar(correct_a: ArrayLike, correct_b: ArrayLike) -> float:
     if only_a + only_b == 0:
         return 1.0
     return float(binomtest(only_a, only_a + only_b, 0.5).pvalue)
+
+
+def holm(values: Sequence[float]) -> list[float]:
+    """Holm's (1979) correction: each p-value as if it had been the only test, whatever the tests have to do with one another."""
+    p = np.asarray(values, dtype=np.float64)
+    order = np.argsort(p, kind="stable")
+    stepped = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
+    corrected = np.empty(len(p))
+    corrected[order] = np.minimum(stepped, 1.0)
+    return corrected.tolist()
+
+
+def combined(values: Sequence[float]) -> float:
+    """One p-value of several tests of one thing, valid however they depend on one another (Rüger 1978).
+
+    The k-th smallest of K times K / k, with k the middle: seeds are tested on the same examples, so nothing that takes them for
+    independent may be used.
+    """
+    if not len(values):
+        raise InputError("combining p-values needs at least one.")
+    p = sorted(values)
+    middle = (len(p) + 1) // 2
+    return float(min(1.0, p[middle - 1] * len(p) / middle))
 
 
 def paired_difference(correct_a: ArrayLike, correct_b: ArrayLike, level: float = 0.95) -> tuple[float, float, float]:

@@ -7,6 +7,24 @@ from typing import Any
 
 import numpy as np
 
+from tweaknn.measure import wilson
+
+SPREAD = "the standard deviation over seeds, which differ in"
+STILL = "a figure without ± is of a single seed, or the same in all"
+
+
+def plus_minus(sd: float | None, digits: int = 1) -> str:
+    """`` ± 0.3``, or nothing: a spread of exactly 0 is none, since nothing that could move the figure differed."""
+    return "" if sd is None or sd < 1e-12 else f" ± {100 * sd:.{digits}f}"
+
+
+def interval(accuracy: float | None, n: int) -> str:
+    """Wilson's 95 % interval of an accuracy over ``n`` examples, in per cent."""
+    if accuracy is None or not n or not np.isfinite(accuracy):
+        return ""
+    low, high = wilson(round(accuracy * n), n)
+    return f"{100 * low:.1f} to {100 * high:.1f}"
+
 
 def percent(value: float | None, digits: int = 1) -> str:
     """``0.8125 -> 81.2``."""
@@ -75,19 +93,22 @@ def tiles(base: dict[str, Any], after: dict[str, Any], several: bool) -> list[di
 
 
 def class_table(
-    classes: Sequence[str], counts: Sequence[int], before: Sequence, after: Sequence
+    classes: Sequence[str], counts: Sequence[int], before: Sequence, after: Sequence, sd: Sequence | None = None
 ) -> list[dict[str, str]]:
-    """Rows of the table behind the picture."""
+    """Rows of the table behind the picture; ``sd``: of ``after`` over seeds."""
     d = changes(before, after)
+    spread: Sequence = sd or [None] * len(classes)
     return [
         {
             "name": name,
             "count": f"{int(n):,}",
             "before": percent(b),
-            "after": percent(a),
+            "before_interval": interval(b, int(n)),
+            "after": percent(a) + plus_minus(s),
+            "after_interval": interval(a, int(n)),
             "change": "–" if np.isnan(c) else points(float(c)),
         }
-        for name, n, b, a, c in zip(classes, counts, before, after, d)
+        for name, n, b, a, c, s in zip(classes, counts, before, after, d, spread)
     ]
 
 

@@ -4,87 +4,72 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
+from tweaknn.baselines.summary import by_class, mean_curve
+from tweaknn.baselines.versus import DEFAULT
 from tweaknn.report.common import (
+    changes,
     class_table,
     cost_words,
     flat,
     headline,
     join_names,
     listed,
-    percent,
     points,
     rounded,
     tiles,
 )
-
-MODES = {
-    "own": "as its authors operate it",
-    "floors": "no class below its base (on validation)",
-    "overall": "overall not below its base (on validation)",
-}
+from tweaknn.report.of_methods import methods_table, promises, seeds_of
 
 
 def compare_page(result: dict[str, Any]) -> dict[str, Any]:
-    """Everything the page shows of a comparison; pictures are of the first seed, the table is of all."""
+    """Everything the page shows of a comparison; figures and pictures are means over the seeds."""
     classes, targets = result["classes"], result["targets"]
     base = result["base"]
     before = listed(base["per_class"], classes)
     counts = [base["counts"][name] for name in classes]
-    first: dict[str, Any] = {}
+    good: dict[str, list[dict[str, Any]]] = {}
     for run in result["runs"]:
         if run["applicable"] and not run["reason"]:
-            first.setdefault(run["name"], run)
-    if not first:
+            good.setdefault(run["name"], []).append(run)
+    if not good:
         reasons = {m["reason"] for m in result["methods"]}
         return _empty(result, before, counts, "; ".join(sorted(reasons)))
     big = len(classes) > 60
-    views = [_view(m, first[m["name"]], big) for m in result["methods"] if m["name"] in first]
-    start = _best(views, result["methods"])
+    promise = promises(result)
+    views = [_view(m, good[m["name"]], before, big, promise) for m in result["methods"] if m["name"] in good]
+    start, why = begin(views, result["methods"])
     name = views[start]["name"]
     chosen = views[start]["modes"]["floors"]
-    seeds = result["settings"]["seeds"]
+    several = max(len(runs) for runs in good.values())
     where = f"{result['n']:,} test images"
+    over = f" (mean of {len(good[name])} seeds)" if len(good[name]) > 1 else ""
     sentence = headline(
-        where, name, targets, base["target"], chosen["target"], cost_words(classes, before, chosen["per_class"])
+        where + over, name, targets, base["target"], chosen["target"], cost_words(classes, before, chosen["per_class"])
     )
     controls = [v for v in views if v["name"] in ("bias", "random-neurons", "last-layer")]
-    beside = "Under the same promise (no class below its base accuracy on validation) "
+    beside = f"Under the same promise ({promise['floors']}) "
     beside += join_names(
         [f"{v['name']} gives {points(v['modes']['floors']['target'] - base['target'])}" for v in controls]
     )
+    beside = beside + " points. " if controls else ""
     return {
         "title": f"{join_names(targets)}: {name} and {len(views) - 1} others",
-        "what": f"comparison of {len(result['methods'])} methods, {len(seeds)} seed{'s' if len(seeds) > 1 else ''}",
+        "what": f"comparison of {len(result['methods'])} methods, {seeds_of(result)}",
         "sentence": sentence,
-        "beside": beside + " points." if controls else "",
+        "beside": beside + why,
         "tiles": tiles(base, chosen, len(targets) > 1),
-        "split": f"{result['n']:,} test images, seed {seeds[0]}",
+        "split": f"{where}, mean of {several} seeds" if several > 1 else f"{where}, seed {result['settings']['seeds'][0]}",
         "targets": targets,
         "warnings": [],
         "views": views,
-        "table": class_table(classes, counts, before, chosen["per_class"]),
+        "table": class_table(classes, counts, before, chosen["per_class"], chosen["per_class_sd"]),
         "payers": cost_words(classes, before, chosen["per_class"]).removeprefix("and ").capitalize() + ".",
-        "methods": _methods(result),
-        "methods_head": [
-            "method",
-            "target %",
-            "overall %",
-            "E",
-            "worst class",
-            "AUROC",
-            "target, floors",
-            "E, floors",
-            "p, target",
-            "seconds",
-            "parameters",
-        ],
-        "methods_note": (
-            f"Means over {len(seeds)} seed{'s' if len(seeds) > 1 else ''}, ± their standard deviation; differences are points "
-            "against the untouched network. First each method as its authors operate it, then all at the operating point at "
-            "which no class falls below its base accuracy on validation (floors). AUROC is the targets' mean change: a mere shift of "
-            "a logit hardly moves it. p is McNemar's paired test on the targets' examples (the median over seeds); seconds are the "
-            "processor's, where they were taken."
-        ),
+        "curve_note": "The thick line is the mean of the seeds at equal shares of the way, the thin ones are the seeds."
+        if several > 1
+        else "",
+        **methods_table(result),
         "confusion": not big and base.get("confusion") is not None,
         "neurons": None,
         "settings": _settings(result),
@@ -104,89 +89,63 @@ def compare_page(result: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _view(method: dict[str, Any], run: dict[str, Any], big: bool) -> dict[str, Any]:
-    modes = {"own": run, **run["under"]}
+def _view(
+    method: dict[str, Any], runs: list[dict[str, Any]], before: list, big: bool, promise: dict[str, str]
+) -> dict[str, Any]:
+    modes = {"own": runs} | {kind: [run["under"][kind] for run in runs] for kind in runs[0]["under"]}
+    curves = [run["curve"] for run in runs]
     return {
         "name": method["name"],
         "summary": method["summary"].capitalize() + ".",
-        "modes": {
-            key: {
-                "label": MODES[key] + ("" if found.get("feasible", True) else ": not to be had, nearest point"),
-                "per_class": rounded(found["per_class"]),
-                "confusion": None if big else found.get("confusion"),
-                **{k: found[k] for k in ("target", "overall", "balanced", "E")},
-            }
-            for key, found in modes.items()
-            if key in MODES
-        },
+        "modes": {key: _mode(promise[key], rows, big) for key, rows in modes.items() if key in promise},
         "front": [
             {**{k: round(p[k], 5) for k in ("target", "overall", "E")}, "per_class": rounded(p["per_class"])}
-            for p in run["curve"]
+            for p in mean_curve(curves)
         ],
+        "seeds": [[_spot(p, before) for p in curve] for curve in curves] if len(curves) > 1 else [],
     }
 
 
-def _best(views: list[dict[str, Any]], methods: list[dict[str, Any]]) -> int:
-    """Ours with the best target under floors, where there is one: the page is about what a user would deploy."""
-    ours = {m["name"] for m in methods if m["ours"]}
-    among = [k for k, v in enumerate(views) if v["name"] in ours] or list(range(len(views)))
-    return max(among, key=lambda k: (views[k]["modes"]["floors"]["target"], -views[k]["modes"]["floors"]["E"]))
+def _mode(label: str, rows: list[dict[str, Any]], big: bool) -> dict[str, Any]:
+    """One way of operating a method, mean over its seeds."""
+    kept = sum(row.get("feasible", True) for row in rows)
+    if kept < len(rows):
+        label += ": not to be had" + (f" in {len(rows) - kept} of {len(rows)} seeds" if len(rows) > 1 else "") + ", nearest point"
+    found = by_class(rows)
+    matrices = [row["confusion"] for row in rows if row.get("confusion") is not None]
+    mean = None if big or not matrices else np.mean(np.array(matrices, dtype=float), axis=0).round(1).tolist()
+    return {
+        "label": label,
+        "per_class": rounded(found["per_class"]),
+        "per_class_sd": None if found["per_class_sd"] is None else rounded(found["per_class_sd"]),
+        "confusion": mean if mean is None else [[int(v) if v == int(v) else v for v in line] for line in mean],
+        **{k: float(np.mean([row[k] for row in rows])) for k in ("target", "overall", "balanced", "E")},
+    }
 
 
-def _methods(result: dict[str, Any]) -> list[dict[str, Any]]:
-    base = result["base"]
-    rows: list[dict[str, Any]] = [
-        {
-            "name": "the untouched network",
-            "summary": "",
-            "tone": "base",
-            "reason": "",
-            "cells": [percent(base["target"]), percent(base["overall"]), *["–"] * 8],
-        }
-    ]
-    for m in result["methods"]:
-        row = {"name": m["name"], "summary": m["summary"], "tone": "ours" if m["ours"] else "", "reason": m["reason"]}
-        if m["target"] is None:
-            rows.append({**row, "reason": m["reason"], "cells": []})
-            continue
-        floors = m["under"]["floors"]
-        kept = floors["feasible"]
-        rows.append(
-            {
-                **row,
-                "cells": [
-                    _spread(m, "target"),
-                    _spread(m, "overall"),
-                    f"{100 * m['E']:.1f}",
-                    points(m["worst_drop"]),
-                    points(m["auroc_gain"]),
-                    _gain(floors) if kept else "not kept",
-                    f"{100 * floors['E']:.1f}" if kept else "–",
-                    _chance(m.get("p_target") or []),
-                    f"{m.get('cpu_seconds') or m['seconds']:.0f}",
-                    f"{m['parameters']:,}",
-                ],
-            }
-        )
-    return rows
+def _spot(point: dict[str, Any], before: list) -> list[float]:
+    """A point of one seed's curve: target, overall, what the class that loses most loses."""
+    loss = np.nanmin(np.append(changes(before, point["per_class"]), 0.0))
+    return [round(point["target"], 4), round(point["overall"], 4), round(float(loss), 4)]
 
 
-def _chance(p: list[float | None]) -> str:
-    known = sorted(v for v in p if v is not None)
-    if not known:
-        return "–"
-    middle = known[len(known) // 2]
-    return "< 0.001" if middle < 0.001 else f"{middle:.3f}"
+def begin(views: list[dict[str, Any]], methods: list[dict[str, Any]]) -> tuple[int, str]:
+    """Which method the page opens with, and why in a sentence: of ours, the best under floors on the images that chose.
 
-
-def _spread(m: dict[str, Any], key: str) -> str:
-    sd = (m.get("sd") or {}).get(key)
-    return percent(m[key]) + (f" ± {100 * sd:.1f}" if sd is not None else "")
-
-
-def _gain(floors: dict[str, Any]) -> str:
-    sd = floors["sd"].get("target_gain")
-    return points(floors["target_gain"]) + (f" ± {100 * sd:.1f}" if sd is not None else "")
+    Test figures must not decide, or the first sentence would be the luckiest. Results without validation figures begin with the
+    default.
+    """
+    by_name = {m["name"]: m for m in methods}
+    among = [k for k, v in enumerate(views) if by_name[v["name"]]["ours"]]
+    whose = "of our methods" if among else "of these methods"
+    among = among or list(range(len(views)))
+    floors = {k: by_name[views[k]["name"]]["under"]["floors"] for k in among}
+    if all(f.get("validation") for f in floors.values()):
+        best = max(among, key=lambda k: (floors[k]["feasible"], floors[k]["validation"]["target"], -floors[k]["validation"]["E"]))
+        others = "; another can be chosen below" if len(views) > 1 else ""
+        return best, f"Validation images chose it {whose}, not these test images{others}." if len(among) > 1 else ""
+    default = next((k for k in among if views[k]["name"] == DEFAULT), among[0])
+    return default, ""
 
 
 def _settings(result: dict[str, Any]) -> list[tuple[str, str]]:
@@ -219,8 +178,7 @@ def _empty(result: dict[str, Any], before: list, counts: list, reason: str) -> d
         "views": [view],
         "table": class_table(classes, counts, before, before),
         "payers": "Nobody.",
-        "methods": _methods(result),
-        "methods_head": ["method", *[""] * 10],
+        **methods_table(result),
         "methods_note": "",
         "confusion": False,
         "neurons": None,

@@ -107,22 +107,28 @@ def _on_other_images(result: dict[str, Any], extra: dict[str, Any]) -> dict[str,
     }
 
 
-def evaluate_page(result: dict[str, Any]) -> dict[str, Any]:
-    """The page of ``tweaknn evaluate --delta --json``: base and tweaked on one data set; the most improved class
-    is the target.
+PICKED = "{} is shown because it gains most on these very images; on new ones it will gain less."
 
-    With ``extra`` it shows what was measured on the images given to the report.
+
+def evaluate_page(result: dict[str, Any]) -> dict[str, Any]:
+    """The page of ``tweaknn evaluate --delta --json``: base and tweaked on one data set.
+
+    The targets are those the Δnn was made for. Where the result does not say, the most improved class is shown, and the page says
+    that it was picked by the very figures it shows. With ``extra`` it shows what was measured on the images given to the report.
     """
     extra = result.get("extra") or {}
     source = extra if "tweaked" in extra else result
     classes = result["classes"] or list(result["base"]["per_class"])
     before, after = listed(source["base"]["per_class"], classes), listed(source["tweaked"]["per_class"], classes)
-    gain = [-2.0 if a is None or b is None else a - b for a, b in zip(after, before)]
-    target = classes[int(np.argmax(gain))]
-    page = _page(source, classes, [target], "the Δnn", source.get("front") or [])
-    page["beside"] = f"{target} gains most."
+    targets = [name for name in result.get("targets") or [] if name in classes]
+    picked = not targets or result.get("picked", False)
+    if not targets:
+        gain = [-2.0 if a is None or b is None else a - b for a, b in zip(after, before)]
+        targets = [classes[int(np.argmax(gain))]]
+    page = _page(source, classes, targets, "the Δnn", source.get("front") or [])
+    page["beside"] = PICKED.format(targets[0]) if picked else ""
     if source.get("p_value") is not None:
-        page["beside"] += f" The paired test of overall correctness gives p = {source['p_value']:.2g}."
+        page["beside"] = f"{page['beside']} The paired test of overall correctness gives p = {source['p_value']:.2g}.".strip()
     page["settings"] = flat({k: result[k] for k in ("model", "data", "deltas", "skipped") if k in result})
     page["neurons"] = extra.get("neurons")
     return page

@@ -40,8 +40,8 @@ def label_of(result: dict[str, Any], target: str | None) -> str:
     return names[0] if np.isnan(gain).all() else names[int(np.nanargmax(gain))]
 
 
-def one_label(result: dict[str, Any], label: str) -> dict[str, Any]:
-    """The result of ``label`` alone, in the form of a network with two classes."""
+def one_label(result: dict[str, Any], label: str, named: bool = True) -> dict[str, Any]:
+    """The result of ``label`` alone, in the form of a network with two classes; ``named``: not picked by its own figures."""
     if is_of_labels(result) == "join":
         return {**result["labels"][label], "out": result.get("out")}
     classes = [f"not {label}", label]
@@ -61,4 +61,5 @@ def one_label(result: dict[str, Any], label: str) -> dict[str, Any]:
         [np.nan if v is None else v for v in figures[k]["per_class"].values()] for k in ("base", "tweaked")
     )
     kept: dict[str, Any] = {key: result[key] for key in ("model", "data", "deltas") if key in result}
-    return {**kept, **figures, "classes": classes, "n": n, "E": error_e(before, after)}
+    about = {"targets": [label], "picked": not named}
+    return {**kept, **figures, **about, "classes": classes, "n": n, "E": error_e(before, after)}

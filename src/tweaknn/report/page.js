@@ -29,7 +29,7 @@
     const front = points();
     if (state.at !== null && front.length) {
       const f = front[state.at];
-      return { per_class: f.per_class, target: f.target, overall: f.overall, E: f.E };
+      return { per_class: f.per_class, per_class_sd: null, target: f.target, overall: f.overall, E: f.E };
     }
     return view().modes[state.mode];
   }
@@ -52,7 +52,7 @@
   const order = page.classes.map((_, j) => j).filter((j) => page.base.per_class[j] !== null);
   order.sort((a, b) => isTarget.has(b) - isTarget.has(a) || page.base.per_class[a] - page.base.per_class[b]);
   const shown = order.length <= 40 ? order : order.slice(0, 40);
-  const D = { w: 620, left: Math.min(170, 24 + 7.4 * Math.max(...shown.map((j) => page.classes[j].length))), right: 150, row: 30, top: 26 };
+  const D = { w: 620, left: Math.min(170, 24 + 7.4 * Math.max(...shown.map((j) => page.classes[j].length))), right: 150, row: 32, top: 26 };
   const low = Math.max(0, Math.floor(10 * (Math.min(...shown.map((j) => page.base.per_class[j])) - 0.12)) / 10);
   const X = (v) => D.left + ((Math.max(v, low) - low) / (1 - low)) * (D.w - D.left - D.right);
   const rows = new Map();
@@ -69,15 +69,19 @@
       const name = node("text", { x: D.left - 12, y: y + 4.5, "text-anchor": "end" }, page.classes[j]);
       if (isTarget.has(j)) name.setAttribute("font-weight", "700");
       const parts = {
-        whisker: node("line", { y1: y, y2: y, class: "whisker" }), link: node("line", { y1: y, y2: y, class: "link" }),
+        before: node("line", { y1: y - 6, y2: y - 6, class: "whisker untouched" }), whisker: node("line", { y1: y + 6, y2: y + 6, class: "whisker" }), link: node("line", { y1: y, y2: y, class: "link" }),
         ring: node("circle", { cx: X(page.base.per_class[j]), cy: y, r: 5, class: "ring" }), mark: node("path", {}),
         text: node("text", { x: D.w - D.right + 16, y: y + 4.5 }), change: node("text", { x: D.w - 4, y: y + 4.5, "text-anchor": "end", "font-weight": "600" }), y,
       };
-      svg.append(name, parts.whisker, parts.link, parts.ring, parts.mark, parts.text, parts.change);
+      const ci = wilson(page.base.per_class[j], page.counts[j]);
+      if (ci) { parts.before.setAttribute("x1", X(ci[0])); parts.before.setAttribute("x2", X(ci[1])); }
+      svg.append(name, parts.before, parts.whisker, parts.link, parts.ring, parts.mark, parts.text, parts.change);
       rows.set(j, parts);
     });
   }
-  function moveClasses(per_class) {
+  const band = (p, n) => { const ci = wilson(p, n); return ci ? `${pct(ci[0])} to ${pct(ci[1])}` : ""; };
+  const plusMinus = (sd) => (sd === null || sd === undefined || sd < 1e-12 ? "" : ` ± ${(100 * sd).toFixed(1)}`);
+  function moveClasses(per_class, spread) {
     for (const [j, r] of rows) {
       const a = per_class[j], b = page.base.per_class[j], c = tone(a - b), ci = wilson(a, page.counts[j]) || [a, a];
       r.whisker.setAttribute("x1", X(ci[0])); r.whisker.setAttribute("x2", X(ci[1])); r.whisker.setAttribute("class", `whisker ${c}`);
@@ -94,7 +98,8 @@
     page.classes.forEach((_, j) => {
       const a = per_class[j], b = page.base.per_class[j];
       if (!cells[j] || b === null) return;
-      cells[j].cells[3].textContent = pct(a); cells[j].cells[4].textContent = pts(a - b);
+      const texts = [pct(a) + plusMinus(spread ? spread[j] : null), band(a, page.counts[j]), pts(a - b)];
+      texts.forEach((text, k) => { cells[j].cells[4 + k].textContent = text; });
     });
   }
 
@@ -108,6 +113,8 @@
     const front = points(), floor = state.axis === "overall" ? page.base.overall : 0;
     const spots = [[page.base.target, floor], ...front.map((f) => [f.target, height(f)])];
     for (const m in view().modes) spots.push([view().modes[m].target, height(view().modes[m])]);
+    const seeds = (view().seeds || []).map((curve) => curve.map((p) => [p[0], state.axis === "overall" ? p[1] : p[2]]));
+    for (const curve of seeds) spots.push(...curve);
     const least = Math.min(...spots.map((p) => p[1]));
     const near = page.views.filter((v) => v !== view() && v.modes[state.mode]).map((v) => ({ name: v.name, ...v.modes[state.mode] }))
       .filter((o) => height(o) > least - 0.02);
@@ -140,8 +147,10 @@
       dot.append(node("title", {}, `${o.name}: target ${pct(o.target)} %, overall ${pct(o.overall)} %`));
       svg.append(dot);
     }
+    const line = (all) => all.map((p, k) => `${k ? "L" : "M"}${scaleX(p[0])} ${scaleY(p[1])}`).join("");
+    for (const curve of seeds) if (curve.length) svg.append(node("path", { class: "seed", d: line(curve) }));
     if (front.length) {
-      svg.append(node("path", { class: "front", d: front.map((f, k) => `${k ? "L" : "M"}${scaleX(f.target)} ${scaleY(height(f))}`).join("") }));
+      svg.append(node("path", { class: "front", d: line(front.map((f) => [f.target, height(f)])) }));
       for (const f of front) svg.append(node("circle", { cx: scaleX(f.target), cy: scaleY(height(f)), r: 2.6, class: "step" }));
     }
     const bx = scaleX(page.base.target), by = scaleY(floor);
@@ -192,7 +201,7 @@
       line.forEach((v, j) => {
         const td = tr.insertCell();
         if (before) {
-          const d = v - before[i][j];
+          const d = Math.round(10 * (v - before[i][j])) / 10; // means over seeds have a decimal
           td.textContent = d === 0 ? "" : (d > 0 ? "+" : "−") + Math.abs(d);
           const good = (i === j) === d > 0;
           if (d) td.style.background = `rgba(var(${good ? "--heat-plus" : "--heat-minus"}), ${Math.min(0.45, 0.08 + (4 * Math.abs(d)) / total)})`;
@@ -218,7 +227,7 @@
   // --- everything that follows the state
   function refresh() {
     const n = now(), k = worst(n.per_class);
-    moveClasses(n.per_class);
+    moveClasses(n.per_class, n.per_class_sd);
     if (handle) for (const c of [handle, handle.twin]) { c.setAttribute("cx", scaleX(n.target)); c.setAttribute("cy", scaleY(height(n))); }
     const drop = k < 0 ? 0 : n.per_class[k] - page.base.per_class[k];
     const cost = drop < -5e-5 ? `${page.classes[k]} loses ${Math.abs(100 * drop).toFixed(1)} points` : "no class loses";
@@ -246,6 +255,13 @@
     if (front.length) $("along").value = nearest(scaleX(now().target), scaleY(height(now())));
     drawConfusion();
     refresh();
+  }
+  // --- figures of which one among several is shown
+  for (const select of document.querySelectorAll("select[data-choices]")) {
+    select.closest(".field").hidden = false;
+    select.addEventListener("change", () => {
+      select.closest("figure").querySelectorAll("[data-choice]").forEach((e) => { e.hidden = e.dataset.choice !== select.value; });
+    });
   }
   $("view").addEventListener("change", (e) => { state.view = +e.target.value; choose(); });
   $("mode").addEventListener("change", (e) => { state.mode = e.target.value; choose(); });

@@ -27,7 +27,8 @@ def render(page: dict[str, Any]) -> str:
     data = data.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
     if page.get("neurons"):
         for chart in page["neurons"]["charts"]:
-            chart["svg"] = Markup(chart["svg"])
+            for drawn in chart.get("choices") or [chart]:
+                drawn["svg"] = Markup(drawn["svg"])
     return template.render(
         page=page,
         sections=_sections(page),

@@ -42,7 +42,7 @@ def read_result(path: str | Path, target: str | None = None) -> tuple[dict[str, 
     if version not in FORMATS.get(kind, (1,)):
         raise InputError(f"'{file}' has format {version}, this version reads {FORMATS[kind]}; make it again or update.")
     if is_of_labels(result):
-        return one_label(result, label_of(result, target)), kind
+        return one_label(result, label_of(result, target), named=target is not None), kind
     return result, kind
 
 

@@ -27,6 +27,7 @@ from tweaknn.report.charts import bars, histogram, loglog
 from tweaknn.theta.observe import Observation, Ranked, observe
 
 SHOWN_NEURONS, SHOWN_IMAGES, SIDE = 6, 8, 72
+SHOWN_SYNAPSES = 10
 
 
 def study(
@@ -92,7 +93,7 @@ def neurons(
     """Charts of Algorithm 1's synapses (Figs. 3.3, 3.4, 3.9) and the images that excite the neurons most."""
     name = examples.classes[target] if examples.classes else f"class {target}"
     seen = observe(reader, examples.loader(batch_size), [target])
-    best = seen.best(SHOWN_NEURONS, [target])[target]
+    best = seen.best(SHOWN_SYNAPSES, [target])[target]
     values = read_positions(reader, examples, batch_size, [best], _no_bar)[0]
     charts = [*_of_theta(seen, best, values, logits, labels, target, name, [layer.name for layer in reader.layers])]
     images: list[dict[str, Any]] = []
@@ -107,7 +108,7 @@ def neurons(
         note = what + " " + note
         images = strips
     elif examples.has_images and len(best.layer):
-        for k in range(len(best.layer)):
+        for k in range(min(SHOWN_NEURONS, len(best.layer))):
             layer = reader.layers[int(best.layer[k])]
             where = np.unravel_index(int(best.index[k]), layer.shape)
             at = f"{layer.name}, {' · '.join(map(str, where))}"
@@ -124,7 +125,7 @@ def _of_theta(
     target: int,
     name: str,
     layers: list[str],
-) -> list[dict[str, str]]:
+) -> list[dict[str, Any]]:
     largest = int(seen.largest_counts()[0])
     total = np.zeros(len(layers), dtype=np.int64)
     active = np.zeros(len(layers), dtype=np.int64)
@@ -137,7 +138,7 @@ def _of_theta(
             by_count[int(value)] = by_count.get(int(value), 0) + int(times)
     share = active / np.maximum(total, 1)
     words = [f"{a:,} of {t:,} ({s:.2%})" for a, t, s in zip(active, total, share)]
-    charts = [
+    charts: list[dict[str, Any]] = [
         {
             "svg": bars(layers, active.tolist(), words, f"Active neurons of each layer for {name}"),
             "caption": f"Where the {int(active.sum()):,} active neurons for {name} sit (Fig. 3.9); layers in execution order.",
@@ -153,23 +154,42 @@ def _of_theta(
         }
     )
     if len(best.layer):
-        v = values[:, 0]
-        predicted, top = logits.argmax(1), logits.max(1)
+        charts.append(_flips(best, values, logits, labels, target, name, layers))
+    return charts
+
+
+def _flips(
+    best: Ranked,
+    values: np.ndarray,
+    logits: np.ndarray,
+    labels: np.ndarray,
+    target: int,
+    name: str,
+    layers: list[str],
+) -> dict[str, Any]:
+    """E_w and E_c (Fig. 3.3) of each of the best synapses; the reader chooses which one to look at."""
+    predicted, top = logits.argmax(1), logits.max(1)
+    choices = []
+    for k in range(len(best.layer)):
+        v = values[:, k]
         with np.errstate(divide="ignore", invalid="ignore"):
             ratio = (top - logits[:, target]) / v
         wrong = (labels == target) & (predicted != target) & (v != 0)
         correct = (labels != target) & (predicted == labels) & (v != 0)
-        layer = layers[int(best.layer[0])]
-        label, axis = f"E_w and E_c of the best synapse for {name}", "weight that flips the example"
+        synapse = f"{layers[int(best.layer[k])]} neuron {int(best.index[k])} to {name}"
         series = [("E_c", ratio[correct], "bar soft"), ("E_w", ratio[wrong], "bar warm")]
-        charts.append(
-            {
-                "svg": histogram(series, label, axis, abs(float(best.weight[0])), clip=0.9),
-                "caption": f"The best synapse, {layer} neuron {int(best.index[0])} to {name} (Fig. 3.3): weights up to the threshold "
-                f"correct {int(best.count[0])} of the target's mistakes (E_w) and harm no other class's correct image (E_c).",
-            }
+        drawn = histogram(
+            series, f"E_w and E_c of {synapse}", "weight that flips the example", abs(float(best.weight[k])), clip=0.9
         )
-    return charts
+        caption = f"Weights up to the threshold correct {int(best.count[k])} of the target's mistakes (E_w) and harm no other class's"
+        choices.append({"name": f"{k + 1}. {synapse}", "svg": drawn, "caption": f"{caption} correct image (E_c)."})
+    return {
+        "label": "Synapse",
+        "choices": choices,
+        "caption": f"The {len(choices)} synapses that correct most mistakes, one at a time (Fig. 3.3)."
+        if len(choices) > 1
+        else "The best synapse (Fig. 3.3).",
+    }
 
 
 def _strongest(

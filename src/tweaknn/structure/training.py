@@ -130,6 +130,7 @@ class Trainer:
         self.teacher = teacher.eval() if teacher is not None else None
         self.key = {"recipe": asdict(recipe), **(key or {})}
         self.log: list[dict[str, Any]] = []
+        self.told: Callable[[int, dict[str, Any]], None] | None = None  # of every epoch, for a live view
         if len(train) < 2:
             raise DataError(f"training needs at least 2 examples, got {len(train)}")
         self.batch = min(recipe.batch_size, len(train))
@@ -190,6 +191,8 @@ class Trainer:
             self.log.append(row)
             self.epoch += 1
             self.save()
+            if self.told is not None:
+                self.told(row["epoch"], {k: v for k, v in row.items() if k != "epoch"})
         if self.pruner is not None:
             self.model = self.pruner.compact()
         return self._result()
