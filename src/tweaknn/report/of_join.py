@@ -162,6 +162,9 @@ def _page(
         "views": views,
         "table": class_table(classes, counts, before, after),
         "payers": cost.removeprefix("and ").capitalize() + ".",
+        "curve_note": "The line is drawn on these very images: a point chosen on it is chosen on them, and on new ones does less."
+        if front
+        else "",
         "methods": None,
         "confusion": source.get("base_confusion") is not None and len(classes) <= 60,
         "neurons": source.get("neurons"),
