@@ -10,7 +10,7 @@ convex problem), *attached* (the logits that the delta names change as its defin
 *detached* (bit-equal logits, same fingerprint), *saved*, *loaded* (same logits from the file), *exported* (``pt2`` with
 a batch of any size, checked from the file), *compiled* (one graph, ``fullgraph=True``), *onnx* with ``--onnx`` (a batch
 of any size, checked in onnxruntime). With ``--fill`` rows of an earlier run that lack a step asked for, or failed it, are
-walked again.
+walked again, for those steps only.
 """
 
 from __future__ import annotations
@@ -194,13 +194,14 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--markdown", type=Path)
     options = parser.parse_args()
-    rows: dict[str, dict[str, Any]] = {}
+    stored: dict[str, Any] = {"settings": {}, "rows": {}}
     if options.json and options.json.exists():  # go on where an earlier run stopped
-        rows = json.loads(options.json.read_text())["rows"]
+        stored = json.loads(options.json.read_text())
+    rows: dict[str, dict[str, Any]] = stored["rows"]
     for name in options.only or [name for name in CASES if (options.like or "") in name]:
         asked = {"onnx": options.onnx, "compiled": not options.no_compile, "exported": not options.no_export}
-        done = name in rows and all(rows[name].get(p) is True for p, wanted in asked.items() if wanted)
-        if name in rows and (done or not options.fill):
+        asked = {p: wanted and rows.get(name, {}).get(p) is not True for p, wanted in asked.items()}
+        if name in rows and not (options.fill and any(asked.values())):
             continue
         # what was found before stands where it is not asked for now
         rows[name] = {**rows.get(name, {}), **walk(name, **asked)}
@@ -208,7 +209,7 @@ def main() -> None:
         print(f"{name}: {bad or 'all'} ({rows[name]['seconds']} s)", flush=True)
         if options.json:
             machine = {"cpus": os.cpu_count(), "python": platform.python_version(), "torch": torch.__version__}
-            settings = {"onnx": options.onnx, "seed": 0, "machine": machine, "date": date.today().isoformat()}
+            settings = stored["settings"] | {"seed": 0, "machine": machine, "date": date.today().isoformat()}
             options.json.write_text(json.dumps({"settings": settings, "rows": rows}, indent=2) + "\n")
     if options.markdown:
         rows = {name: rows[name] for name in CASES if name in rows}
