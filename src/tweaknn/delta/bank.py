@@ -171,8 +171,8 @@ class DeltaBank(nn.Module):
             logits, values = run(x, wanted)
         except torch._dynamo.exc.Unsupported as reason:
             raise ModelError(
-                "The network cannot be compiled as one graph, which a bank whose deltas read it by hooks needs: "
-                f"{str(reason).splitlines()[0]}."
+                "The network cannot be compiled as one graph, as fullgraph=True asks for and a base that is read by hooks has to "
+                f"be: {str(reason).splitlines()[0]}."
             ) from None
         return _changed(batch, logits, values)
 
