@@ -4,7 +4,7 @@ A delta is taken apart by term. Few synapses are a list (which neuron, how stron
 batch are one gathering and one scattering whatever their number. Everything else (MLPs, synapses from all channels) is applied
 by its own matrices to its rows of features, which are put together once for all deltas that read the same neurons: a product
 a delta reads its weights once and copies nothing, where a product over stacked matrices of one row each has to copy them
-first and takes six times as long.
+first and takes several times as long.
 """
 
 from __future__ import annotations
