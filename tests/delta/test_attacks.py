@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import json
 import os
 import resource
 import time
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -46,3 +49,53 @@ def test_the_untouched_file_is_fine(tmp_path):
 def test_every_attack_is_described():
     text = (FOLDER / "README.md").read_text()
     assert [name for name in make.ATTACKS if f"`{name}`" not in text] == []
+
+
+MANY = 300_000
+"""Bytes, about, that the files below spend on what they try."""
+GREEDY = {
+    "empty objects": lambda h, t: h.update(meta={"a": [{}] * (MANY // 4)}),
+    "objects of one entry": lambda h, t: h.update(meta={"a": [{"": 0}] * (MANY // 12)}),
+    "empty lists": lambda h, t: h.update(meta={"a": [[]] * (MANY // 4)}),
+    "numbers": lambda h, t: h.update(meta={"a": [0.5] * (MANY // 5)}),
+    "a word in another script": lambda h, t: h.update(kind="\u4e00" * (MANY // 7)),
+    "weights": lambda h, t: t.update(cargo=make.torch.zeros(MANY // 4)),
+}
+
+
+def peak(path: Path) -> int:
+    """Most bytes of Python's that opening a file takes, the file's content among them."""
+    tracemalloc.start()
+    try:
+        with contextlib.suppress(DeltaError):
+            Delta.load(str(path))
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("name", [*sorted(make.ATTACKS), *GREEDY])
+def test_memory_is_bounded_by_the_size_of_the_file(name, tmp_path):
+    """The limit that docs/format.md states: 16 bytes a byte of the file, and 64 MB for a header's many small parts."""
+    path = tmp_path / "a.delta"
+    (make.ATTACKS[name] if name in make.ATTACKS else make._forged(GREEDY[name]))(path)
+    size = path.stat().st_size
+    few = name not in ("empty objects", "objects of one entry", "empty lists")
+    assert peak(path) < 16 * size + (1_000_000 if few else 64_000_000)
+
+
+def test_a_header_of_too_many_parts_is_refused_before_it_is_parsed(tmp_path):
+    path = tmp_path / "a.delta"
+    text = json.dumps({"__metadata__": {"tweaknn": ""}, "a": [{}] * 250_000}).encode()
+    make._raw(text)(path)
+    assert peak(path) < 4 * len(text)
+    with pytest.raises(DeltaError, match="lists and objects"):
+        Delta.load(str(path))
+
+
+def test_a_header_of_too_many_parts_is_not_written(tmp_path):
+    delta = make._delta()
+    delta.meta.update(a=[[]] * 250_000)
+    with pytest.raises(DeltaError, match="lists and objects"):
+        delta.save(str(tmp_path / "a.delta"))
+    assert not list(tmp_path.iterdir())

@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from tweaknn.delta.header import check_header, strict_json
+from tweaknn.delta.header import check_header, check_parts, strict_json
 from tweaknn.delta.heads import MLP, Head, Linear
 from tweaknn.delta.value import Delta, Read, Term
 from tweaknn.errors import DeltaError
@@ -114,7 +114,9 @@ def to_bytes(delta: Delta) -> bytes:
     # terms may share tensors (a sum of a delta with itself does), which safetensors refuses
     tensors = {name: tensor.clone() for name, tensor in tensors.items()}
     header["sha256"] = content_hash(header, tensors)
-    return safetensors.torch.save(tensors, {"tweaknn": json.dumps(header, sort_keys=True)})
+    text = json.dumps(header, sort_keys=True)
+    check_parts(text)  # what could not be read again is not written
+    return safetensors.torch.save(tensors, {"tweaknn": text})
 
 
 def from_bytes(payload: bytes) -> Delta:

@@ -12,6 +12,9 @@ from tweaknn.errors import DeltaError
 MOST_INPUT = 1 << 28
 """Largest number of values one example may have: a header must not make ``attach`` allocate what no file held."""
 
+MOST_PARTS = 200_000
+"""Most lists and objects a header may hold: parsed, each takes some 200 bytes where the file needs three."""
+
 DTYPES = frozenset("float32 float64 float16 bfloat16 uint8 int8 int16 int32 int64 bool".split())
 _HASH = re.compile(r"[0-9a-f]{64}")
 
@@ -20,14 +23,22 @@ def strict_json(text: str | bytes) -> Any:
     """JSON without what only Python accepts: no NaN, no key twice.
 
     Raises:
-        DeltaError: it is none.
+        DeltaError: it is none, or has more lists and objects than :data:`MOST_PARTS`.
     """
+    check_parts(text)
     try:
         return json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
     except DeltaError:
         raise
     except (ValueError, RecursionError, UnicodeDecodeError, MemoryError):
         raise DeltaError("the header is not JSON; the file is damaged or not a Δnn file.") from None
+
+
+def check_parts(text: str | bytes) -> None:
+    """Raises DeltaError for a header that would take far more memory than its file: before it is parsed, or written."""
+    brackets = (b"[", b"{") if isinstance(text, bytes) else ("[", "{")
+    if sum(text.count(bracket) for bracket in brackets) > MOST_PARTS:  # type: ignore[arg-type]
+        raise DeltaError(f"the header holds more than {MOST_PARTS} lists and objects; no delta needs as many.")
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
