@@ -46,14 +46,14 @@ class Plan:
     """What to compare.
 
     ``targets``: names or positions. ``methods``: names. ``seeds``: number of repetitions (splits and everything
-    random).
-    ``validation_share``: of the train data, when no validation data is given. ``limit``: validation examples on
-    which changed
-    networks are judged. ``time_limit``: seconds a method may take in one seed (None: no limit). ``jobs``: methods
-    run at once
-    in processes of their own; 0 runs them in this process, one after another. ``collect``: run nothing, only
-    gather what an
-    earlier, perhaps interrupted, comparison has stored. ``tolerance``: what floors and overall may give up, a fraction.
+    random). ``validation_share``: of the train data, when no validation data is given. ``limit``: validation examples
+    on which changed networks are judged. ``time_limit``: seconds a method may take in one seed (None: no limit).
+    ``jobs``: methods run at once in processes of their own; 0 runs them in this process, one after another.
+    ``collect``: run nothing, only gather what an earlier, perhaps interrupted, comparison has stored.
+    ``tolerance``: what floors and overall may give up, a fraction.
+
+    Raises:
+        InputError: no seed, or a method that does not exist.
     """
 
     targets: tuple[int | str, ...]

@@ -30,21 +30,19 @@ NO_NEURONS = "the network has no hidden neurons that could be read"
 class Task:
     """One comparison: improve ``targets`` of ``model``.
 
-    ``train`` is fitted on, ``validation`` chooses settings, ``test`` is looked at once, by the caller, after
-    everything is
-    chosen. ``evaluation``: positions in ``validation`` on which changed networks are judged (all of it, unless it
-    is larger
-    than a limit: running a fine-tuned copy costs a forward pass an example, and each method has to be judged on
+    ``train`` is fitted on, ``validation`` chooses settings, ``test`` is looked at once, by the caller, after everything
+    is chosen. ``evaluation``: positions in ``validation`` on which changed networks are judged (all of it, unless it is
+    larger than a limit: running a fine-tuned copy costs a forward pass an example, and each method has to be judged on
     the same).
 
-    ``targets``: positions of the target classes. ``training``: how fine-tuning methods train. ``oversample``:
-    every fit sees
-    each class equally often (Table 3.10). ``logits[split]``: ``(n, c)`` of the untouched network. ``layers``:
-    which hidden
-    layers the methods that read neurons may use. ``cache``: a folder where costly intermediate results of several
-    methods
-    (the join's synapses) are kept under their content's key; None keeps nothing. ``tolerance``: what the promises may give
-    up, a fraction. ``live``: where trainings tell how they go on, as :func:`tweaknn.tracking.follow` takes it.
+    ``targets``: positions of the target classes. ``training``: how fine-tuning methods train. ``oversample``: every fit
+    sees each class equally often (Table 3.10). ``logits[split]``: ``(n, c)`` of the untouched network. ``layers``:
+    which hidden layers the methods that read neurons may use. ``cache``: a folder where costly intermediate results of
+    several methods (the join's synapses) are kept under their content's key; None keeps nothing. ``tolerance``: what the
+    promises may give up, a fraction. ``live``: where trainings tell how they go on, as :func:`tweaknn.tracking.follow` takes it.
+
+    Raises:
+        InputError: no target is named.
     """
 
     model: nn.Module
@@ -77,6 +75,7 @@ class Task:
 
     @property
     def n_classes(self) -> int:
+        """Number of logits ``c``."""
         return int(self.logits["test"].shape[1])
 
     def examples(self, split: str) -> Examples:
@@ -109,7 +108,7 @@ class Task:
             raise NotApplicable(str(problem).rstrip(".")) from problem
 
     def run(self, model: nn.Module, split: str, indices: np.ndarray | None = None) -> np.ndarray:
-        """Logits ``(n, c)`` of a changed network on a split (or some of its examples)."""
+        """Logits ``(n, c)`` of the changed network ``model`` on a split (or its examples at ``indices``)."""
         return collect_logits(model, self.examples(split).loader(self.batch_size, indices))[0]
 
     def follow(self, name: str) -> AbstractContextManager[Told | None]:

@@ -27,18 +27,16 @@ Augment = Callable[[torch.Tensor, torch.Generator], torch.Tensor]
 class Training:
     """How fine-tuning baselines train.
 
-    ``epochs`` over the train split, or exactly ``iterations`` when given. ``optimiser``: ``sgd`` (momentum 0.9,
-    weight decay
-    ``weight_decay``), ``adamw``, or any function from parameters to an optimiser. ``schedule``: ``cosine``,
-    ``constant``, or any
-    function ``(optimiser, iterations) -> scheduler`` stepped once an iteration. ``augment``: ``none``, ``shift``,
-    ``flip-shift`` or any function ``(x, generator) -> x``. ``checkpoints``: how many moments of the last half (the
-    end
-    included) are kept to measure fluctuation; the result is always the last. ``penalties``: candidates of the loss
-    penalty
-    on the targets (section 3.1), tried in rising order. ``scratch_epochs``, ``scratch_lr``: for training from the
-    beginning
-    (Retraining-3); None takes ten times the fine-tuning's.
+    ``epochs`` over the train split, or exactly ``iterations`` when given. ``optimiser``: ``sgd`` (momentum 0.9, weight
+    decay ``weight_decay``), ``adamw``, or any function from parameters to an optimiser. ``schedule``: ``cosine``,
+    ``constant``, or any function ``(optimiser, iterations) -> scheduler`` stepped once an iteration. ``augment``:
+    ``none``, ``shift``, ``flip-shift`` or any function ``(x, generator) -> x``. ``checkpoints``: how many moments of
+    the last half (the end included) are kept to measure fluctuation; the result is always the last. ``penalties``:
+    candidates of the loss penalty on the targets (section 3.1), tried in rising order. ``scratch_epochs``,
+    ``scratch_lr``: for training from the beginning (Retraining-3); None takes ten times the fine-tuning's.
+
+    Raises:
+        InputError: nothing to train for, or a size that is not positive.
     """
 
     epochs: float = 1.0

@@ -28,6 +28,7 @@ class Linear:
 
     @property
     def inputs(self) -> int:
+        """Number of neurons read, ``f``."""
         return int(self.weight.shape[0])
 
     @property
@@ -40,6 +41,7 @@ class Linear:
         return features @ self.weight.to(features)
 
     def scaled(self, factor: float) -> Linear:
+        """The same with what it adds multiplied by ``factor``."""
         return Linear(self.weight * factor, self.columns)
 
     def restricted(self, keep: Tensor) -> Linear:
@@ -47,6 +49,7 @@ class Linear:
         return Linear(self.weight[:, keep], self.columns[keep])
 
     def tensors(self) -> dict[str, Tensor]:
+        """Its tensors by the names the file has for them."""
         return {"weight": self.weight, "columns": self.columns}
 
     def check(self, n_classes: int) -> None:
@@ -77,10 +80,12 @@ class MLP:
 
     @property
     def inputs(self) -> int:
+        """Number of neurons read, ``f``."""
         return sum(int(w.shape[0]) for w in self.w1)
 
     @property
     def parameters(self) -> int:
+        """Number of weights and biases."""
         return sum(w.numel() for w in self.w1) + self.b1.numel() + self.w2.numel()
 
     def __call__(self, features: Tensor) -> Tensor:
@@ -93,16 +98,20 @@ class MLP:
         return ACTIVATIONS[self.activation](hidden + self.b1.to(features)) @ self.w2.to(features)
 
     def scaled(self, factor: float) -> MLP:
+        """The same with what it adds multiplied by ``factor``."""
         return MLP(self.w1, self.b1, self.w2 * factor, self.columns, self.activation)
 
     def restricted(self, keep: Tensor) -> MLP:
+        """Only the columns at the positions ``keep``."""
         return MLP(self.w1, self.b1, self.w2[:, keep], self.columns[keep], self.activation)
 
     def tensors(self) -> dict[str, Tensor]:
+        """Its tensors by the names the file has for them."""
         groups = {f"w1.{g}": w for g, w in enumerate(self.w1)}
         return {**groups, "b1": self.b1, "w2": self.w2, "columns": self.columns}
 
     def check(self, n_classes: int) -> None:
+        """Raises DeltaError for an unknown activation, sizes that do not fit, or a weight that is not finite."""
         if self.activation not in ACTIVATIONS:
             raise DeltaError(f"The delta's activation {self.activation!r} is unknown to this version.")
         hidden = sum(int(w.shape[1]) if w.ndim == 2 else -1 for w in self.w1)

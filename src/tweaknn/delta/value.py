@@ -46,13 +46,14 @@ class Read:
         return width(self.reduction, self.shape, self.channel_axis)
 
     def pick(self, activation: Tensor) -> Tensor:
-        """``(n, *shape) -> (n, k)``."""
+        """``(n, *shape) -> (n, k)``. Raises DeltaError for a layer that is read at each pixel."""
         if self.reduction == "pixel":
             raise DeltaError(f"Layer {self.layer} is read at each pixel; it has no values of a whole picture.")
         values = pool(activation, self.channel_axis, self.reduction)
         return values.index_select(1, self.index.to(values.device))
 
     def check(self) -> None:
+        """Raises DeltaError for an unknown reduction, an impossible shape or addresses outside the layer."""
         if self.reduction not in REDUCTIONS:
             raise DeltaError(f"The delta reads neurons by {self.reduction!r}, which this version does not know.")
         if not self.shape or not 0 <= self.channel_axis < len(self.shape) or min(self.shape) < 1:
@@ -72,6 +73,7 @@ class Term:
 
     @property
     def neurons(self) -> int:
+        """How many neurons the reads name together: the number of the head's inputs."""
         return sum(int(read.index.numel()) for read in self.reads)
 
 
@@ -91,6 +93,9 @@ class Delta:
         kind: the method that made it (``fit``, ``theta``, ``bias``, ...).
         meta: whatever else is worth keeping and fits JSON: settings, validation figures, controls.
         below: content hashes of the deltas that lie between the base and this one, lowest first.
+
+    Raises:
+        DeltaError: shapes, classes or addresses do not fit together, or a number is NaN or infinite.
     """
 
     terms: tuple[Term, ...]
@@ -126,6 +131,7 @@ class Delta:
 
     @property
     def n_classes(self) -> int:
+        """Number of logits ``c``."""
         return int(self.bias.numel())
 
     @property
@@ -226,7 +232,7 @@ class Delta:
         return replace(self, terms=tuple(terms), bias=torch.where(mask, self.bias, torch.zeros_like(self.bias)))
 
     def class_index(self, name: int | str) -> int:
-        """Position of a class.
+        """Position of the class ``name``, which may be a position already.
 
         Raises:
             InputError: there is no such class; the message lists them.

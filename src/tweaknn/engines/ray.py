@@ -126,8 +126,10 @@ class RayEngine:
         """Observe all batches of ``job`` in shards of ``step`` batches.
 
         With a checkpoint every finished shard is saved at once; those that are there already are not run again.
+        ``keep_logits``: also return the logits ``(n, c)``; ``tell`` is called with the number of examples done.
 
         Raises:
+            InputError: the data's length is not known.
             TweaknnError: a shard failed for good; the message names it, its cause, and what was kept.
         """
         count = job.batches.count

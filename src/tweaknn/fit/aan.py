@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -47,6 +48,9 @@ class AANSettings:
     ``hidden``: neurons of the hidden layer (all groups together), or None: as many as ``parameters`` allow, at most 256.
     ``epochs``: passes over all rows of T at most; ``patience``: stop after so many without a better validation log loss; the best epoch's
     weights are returned. ``average``: decay of the running mean of weights, which is what is validated and returned (0: none).
+
+    Raises:
+        InputError: ``damping`` outside 0..1, or no epoch, batch or rate to train with.
     """
 
     hidden: int | None = None
@@ -107,15 +111,15 @@ class AANFit:
 
 
 def fit_aan(
-    features,
-    offsets,
-    labels,
+    features: Any,
+    offsets: Any,
+    labels: Any,
     settings: AANSettings | None = None,
     *,
     groups: Sequence[np.ndarray] | None = None,
     validation: tuple | None = None,
     views: Sequence[tuple] = (),
-    sample_weight=None,
+    sample_weight: Any = None,
     device: str = "cpu",
     progress: Callable[[int, float], None] | None = None,
 ) -> AANFit:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -52,13 +53,13 @@ class LinearFit:
 
 
 def fit_linear(
-    features,
-    offsets,
-    labels,
+    features: Any,
+    offsets: Any,
+    labels: Any,
     *,
     l2: float,
-    mask=None,
-    sample_weight=None,
+    mask: Any = None,
+    sample_weight: Any = None,
     device: str = "cpu",
 ) -> tuple[np.ndarray, np.ndarray]:
     """Weights and biases of new synapses at the optimum of the convex problem.
@@ -83,7 +84,7 @@ def fit_linear(
     return fit.weight, fit.bias
 
 
-def fit_path(features, offsets, labels, l2s: Iterable[float], **options) -> list[LinearFit]:
+def fit_path(features: Any, offsets: Any, labels: Any, l2s: Iterable[float], **options: Any) -> list[LinearFit]:
     """One :class:`LinearFit` for each strength in ``l2s`` (solved from the strongest down, each from the last: warm starts).
 
     The results come in the order of ``l2s``; ``options`` are those of :class:`LogisticProblem`.
@@ -102,11 +103,15 @@ class LogisticProblem:
     Args as for :func:`fit_linear`; ``scale`` (f,) multiplies standardised features and so divides their penalty by its square: one
     strength for each layer, or 0 to leave a neuron out. ``bias`` False fits synapses alone, as the dissertation's retraining does; neurons
     are then not centred.
+
+    Raises:
+        InputError: shapes disagree, labels are out of range, or values are not finite.
     """
 
     def __init__(
-        self, features, offsets, labels, *, mask=None, sample_weight=None, scale=None, bias: bool = True, device: str = "cpu"
-    ):
+        self, features: Any, offsets: Any, labels: Any, *, mask: Any = None, sample_weight: Any = None, scale: Any = None,
+        bias: bool = True, device: str = "cpu",
+    ):  # fmt: skip
         raw, self.offsets, self.labels, share = validated(features, offsets, labels, sample_weight, device)
         self.share = share  # (n,) sums to 1
         n, self.f = raw.shape

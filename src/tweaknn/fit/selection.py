@@ -10,6 +10,7 @@ best weight of each (neuron, target).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,7 +28,9 @@ class Selection:
     penalties: np.ndarray
 
 
-def group_sparse(features, offsets, labels, most: int, *, sample_weight=None, path: int = 12, steps: int = 40) -> Selection:
+def group_sparse(
+    features: Any, offsets: Any, labels: Any, most: int, *, sample_weight: Any = None, path: int = 12, steps: int = 40
+) -> Selection:
     """Follow the group-lasso path until ``most`` neurons are in.
 
     Args:
@@ -93,8 +96,11 @@ def group_sparse(features, offsets, labels, most: int, *, sample_weight=None, pa
     return Selection(order[: max(most, int((entered < path).sum()))], strength, penalties[: k + 1])
 
 
-def stability(features, offsets, labels, most: int, *, rounds: int = 10, seed: int = 0) -> np.ndarray:
-    """Share (f,) of ``rounds`` random halves (complementary pairs) in which each neuron is among the first ``most``."""
+def stability(
+    features: Any, offsets: Any, labels: Any, most: int, *, rounds: int = 10, seed: int = 0
+) -> np.ndarray:
+    """Share (f,) of ``rounds`` random halves (complementary pairs) in which each neuron is among the first ``most``, from neuron
+    values ``(n, f)``, logits ``(n, c)`` and labels ``(n,)``."""
     x, z, y = np.asarray(features), np.asarray(offsets), np.asarray(labels)
     rng = np.random.default_rng(seed)
     hits = np.zeros(x.shape[1])
@@ -105,7 +111,7 @@ def stability(features, offsets, labels, most: int, *, rounds: int = 10, seed: i
     return hits / (2 * ((rounds + 1) // 2))
 
 
-def net_gains(features, offsets, labels, targets) -> np.ndarray:
+def net_gains(features: Any, offsets: Any, labels: Any, targets: Any) -> np.ndarray:
     """Largest net gain ``(targets, f)`` of one synapse by itself, as an integer number of examples.
 
     A synapse of weight ``w`` on a neuron ``V`` flips example ``k`` to the target where ``w * V[k] > m[k]`` (section 2): a mistake of the
@@ -148,5 +154,5 @@ def net_gains(features, offsets, labels, targets) -> np.ndarray:
 
 
 def agreement(first: np.ndarray, second: np.ndarray) -> float:
-    """Share of neurons that two equally long selections have in common."""
+    """Share of neurons that two equally long selections ``(k,)`` have in common."""
     return len(np.intersect1d(first, second)) / max(1, len(first))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,14 +45,14 @@ class SGDSettings:
 
 
 def fit_sgd(
-    features,
-    offsets,
-    labels,
-    start,
-    mask,
+    features: Any,
+    offsets: Any,
+    labels: Any,
+    start: Any,
+    mask: Any,
     settings: SGDSettings | None = None,
     *,
-    sample_weight=None,
+    sample_weight: Any = None,
     progress: Callable[[int], None] | None = None,
 ) -> np.ndarray:
     """Weights of synapses after stochastic gradient descent.

@@ -51,7 +51,11 @@ def noise(x: Tensor, generator: torch.Generator) -> Tensor:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What a specification names, ready to be called; ``source`` identifies it in a stored table's key."""
+    """What a specification names, ready to be called; ``source`` identifies it in a stored table's key.
+
+    Called, it raises InputError for an input it does not work on, DataError if the user's function fails or changes the batch's
+    shape.
+    """
 
     spec: str
     steps: tuple[Augment, ...]
@@ -92,7 +96,8 @@ class Augmentation:
 def augmentation(spec: str) -> Augmentation:
     """The augmentation a user named: ``flip,shift`` (any of :data:`NAMES`, in order), or ``file.py:function``.
 
-    The function is called as ``function(x, generator)`` with a batch as the network gets it, and returns another like it.
+    The function is called as ``function(x, generator)``, with a batch ``(n, ...)`` as the network gets it and a seeded
+    ``torch.Generator`` to draw from, and returns another of its shape and type.
 
     Raises:
         InputError: an unknown name, or a file or function that is not there.

@@ -102,10 +102,12 @@ def _size(shape: tuple[int, ...]) -> str:
 class Examples(Dataset):
     """A torch ``Dataset`` of ``(x float tensor, y int)`` that knows its labels, classes, columns and content.
 
-    ``labels`` int64 ``(n,)``; ``classes``: a name a label, or None; ``columns``: further columns
-    ``(n,)`` such as
+    ``labels`` int64 ``(n,)``; ``classes``: a name a label, or None; ``columns``: further columns ``(n,)`` such as
     groups; ``answers``: where one label an example is not all, several ``(n, l)`` or masks ``(n, h, w)``;
     ``preprocess``: a :class:`Preprocess` or any function from image (or row) to tensor.
+
+    Raises:
+        DataError: no examples, or not one label each.
     """
 
     def __init__(
@@ -149,7 +151,11 @@ class Examples(Dataset):
         return len(self.skipped_names)
 
     def batch(self, indices: Sequence[int] | np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        """``x (b, ...)`` float32 and ``y (b,)`` int64 of these examples, in this order."""
+        """``x (b, ...)`` float32 and ``y (b,)`` int64 of the examples at ``indices``, in this order.
+
+        Raises:
+            DataError: an example cannot be read or prepared, or they differ in shape.
+        """
         at = np.asarray(indices, dtype=np.int64)
         y = torch.from_numpy(self.labels[at])
         rows = self.indices[at]
@@ -230,14 +236,18 @@ class Examples(Dataset):
 
     def loader(self, batch_size: int, indices: Sequence[int] | np.ndarray | None = None) -> DataLoader:
         """A ``DataLoader`` of ``(x (b, ...), y (b,))`` in the order of ``indices`` (default: all, in
-        order)."""
+        order). Raises InputError for a ``batch_size`` below 1."""
         if batch_size < 1:
             raise InputError(f"the batch size must be at least 1, not {batch_size}.")
         order = np.arange(len(self)) if indices is None else np.asarray(indices, dtype=np.int64)
         return DataLoader(_Batches(self, order, batch_size), batch_size=None)
 
     def subset(self, indices: Sequence[int] | np.ndarray) -> Examples:
-        """These examples only (positions or a boolean mask), sharing decoded images and columns."""
+        """These examples only (positions or a boolean mask), sharing decoded images and columns.
+
+        Raises:
+            InputError: nothing is left.
+        """
         at = np.asarray(indices)
         at = np.flatnonzero(at) if at.dtype == bool else at.astype(np.int64)
         if len(at) == 0:

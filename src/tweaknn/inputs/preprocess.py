@@ -22,13 +22,13 @@ _PIL_MODE = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, 
 class Preprocess:
     """``(x / 255 - mean) / std`` after an optional resize and central crop.
 
-    ``resize`` is the length the shorter side gets (int) or the ``(height, width)`` both sides get;
-    ``crop`` the
-    ``(height, width)`` then cut from the middle, zero-padded where the image is smaller. ``channels`` is
-    1 (grey), 3
-    (RGB) or None (as the image is: grey images keep one channel when every image is grey). ``mean`` and
-    ``std`` are
+    ``resize`` is the length the shorter side gets (int) or the ``(height, width)`` both sides get; ``crop`` the
+    ``(height, width)`` then cut from the middle, zero-padded where the image is smaller. ``channels`` is 1 (grey), 3
+    (RGB) or None (as the image is: grey images keep one channel when every image is grey). ``mean`` and ``std`` are
     fractions of full scale, as torchvision and timm give them.
+
+    Raises:
+        InputError: a mean or spread that is not finite or positive, or an interpolation that is not known.
     """
 
     resize: int | tuple[int, int] | None = None

@@ -49,7 +49,7 @@ class Comparison:
 def compare_logits(
     base: np.ndarray, tweaked: np.ndarray, labels: np.ndarray, classes: Sequence[str] | None = None
 ) -> Comparison:
-    """Compare logits ``(n, c)`` before and after on labels ``(n,)``. Raises InputError for NaN or bad labels."""
+    """Compare logits ``(n, c)`` before (``base``) and after (``tweaked``) on labels ``(n,)``. Raises InputError for NaN or bad labels."""
     names = names_of(classes, base.shape[1])
     before, after = measure(base, labels), measure(tweaked, labels)
     drop, where = worst_drop(before.per_class, after.per_class)

@@ -152,7 +152,11 @@ class SynapticJoin:
         groups: Groups = None,
     ) -> Prepared:
         """The only step that runs the network: read the pooled neurons of both splits. :meth:`choose` may then be called
-        for any number of targets. Arguments and errors as for :meth:`fit`."""
+        for any number of targets. Arguments and errors as for :meth:`fit`.
+
+        Raises:
+            AssertionError: the base's weights changed meanwhile, which would be a bug.
+        """
         parts = self._split(train, validation, groups)
         train, validation = parts.train, parts.validation
         x = train.batch([0])[0]

@@ -85,7 +85,8 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def per_class_accuracy(predictions: ArrayLike, labels: ArrayLike, classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Accuracy ``(c,)`` of each class (NaN without examples) and its number of examples ``(c,)``."""
+    """Accuracy ``(c,)`` of each of ``classes`` classes, as fractions (NaN without examples), and its number of examples ``(c,)``,
+    from predictions and labels ``(n,)``."""
     predicted, y = np.asarray(predictions), np.asarray(labels)
     counts = np.bincount(y, minlength=classes)
     right = np.bincount(y[predicted == y], minlength=classes)
@@ -93,7 +94,8 @@ def per_class_accuracy(predictions: ArrayLike, labels: ArrayLike, classes: int) 
 
 
 def negative_log_likelihood(logits: ArrayLike, labels: ArrayLike) -> float:
-    """Mean negative log-likelihood of the true class, in nats."""
+    """Mean negative log-likelihood of the true class, in nats, of logits ``(n, c)`` on labels ``(n,)``. Raises InputError as
+    :func:`check_logits` and :func:`check_labels` do."""
     z = check_logits(logits)
     y = check_labels(labels, *z.shape)
     return float(-log_softmax(z)[np.arange(len(y)), y].mean())
@@ -136,8 +138,8 @@ def tempered_log_loss(logits: ArrayLike, labels: ArrayLike, most: int = 20_000) 
 
 
 def expected_calibration_error(logits: ArrayLike, labels: ArrayLike, bins: int = 15) -> float:
-    """Expected calibration error of the top label (Guo et al. 2017): ``bins`` bins of equal width on
-    ``(0, 1]``."""
+    """Expected calibration error, a fraction, of the top label of logits ``(n, c)`` on labels ``(n,)`` (Guo et al. 2017):
+    ``bins`` bins of equal width on ``(0, 1]``. Raises InputError as :func:`check_logits` and :func:`check_labels` do."""
     z = check_logits(logits)
     return _ece(log_softmax(z), check_labels(labels, *z.shape), bins)
 
@@ -152,13 +154,14 @@ def _ece(log_p: np.ndarray, y: np.ndarray, bins: int = 15) -> float:
 
 
 def confusion_matrix(predictions: ArrayLike, labels: ArrayLike, classes: int) -> np.ndarray:
-    """Counts ``(c, c)``: row is the true class, column the predicted one."""
+    """Counts ``(c, c)`` of predictions and labels ``(n,)``, ``c = classes``: row is the true class, column the predicted one."""
     flat = np.asarray(labels, dtype=np.int64) * classes + np.asarray(predictions, dtype=np.int64)
     return np.bincount(flat, minlength=classes * classes).reshape(classes, classes)
 
 
 def strongest_confusions(predictions: ArrayLike, labels: ArrayLike, top: int = 10) -> list[tuple[int, int, int]]:
-    """The ``top`` most frequent mistakes as ``(true class, predicted class, count)``, most frequent first."""
+    """The ``top`` most frequent mistakes of predictions and labels ``(n,)`` as ``(true class, predicted class, count)``, most
+    frequent first."""
     predicted, y = np.asarray(predictions, dtype=np.int64), np.asarray(labels, dtype=np.int64)
     if len(y) == 0:
         return []

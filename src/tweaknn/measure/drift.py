@@ -50,7 +50,8 @@ class Drift:
 
 
 def fingerprint(base: ArrayLike, tweaked: ArrayLike | None = None) -> dict[str, Any]:
-    """Counts of logits ``(n, c)``, of the base and, if given, with a change; JSON-ready, some 20 numbers and one a class."""
+    """Counts of logits ``(n, c)``, of the ``base`` and, if given, with a change (``tweaked``); JSON-ready, some 20
+    numbers and one a class."""
     z = np.asarray(base, dtype=np.float32)
     found: dict[str, Any] = {"n": len(z), "calls": np.bincount(z.argmax(1), minlength=z.shape[1]).tolist()}
     for name, values in _values(z, None if tweaked is None else np.asarray(tweaked, dtype=np.float32)).items():
@@ -62,6 +63,8 @@ def fingerprint(base: ArrayLike, tweaked: ArrayLike | None = None) -> dict[str, 
 
 def compare(old: dict[str, Any], base: ArrayLike, tweaked: ArrayLike | None = None, level: float = ALARM) -> Drift:
     """Whether logits ``(n, c)`` look like those of the fingerprint ``old``.
+
+    ``level``: how often unchanged data may raise the alarm, all histograms together.
 
     Raises:
         InputError: ``old`` is not a fingerprint, or of another number of classes.

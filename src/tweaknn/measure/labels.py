@@ -13,7 +13,8 @@ from tweaknn.measure.ranking import auroc_by_class
 def label_measures(
     scores: np.ndarray, given: np.ndarray, labels: Sequence[str], threshold: float = 0.0
 ) -> dict[str, dict[str, Any]]:
-    """``scores`` ``(n, l)`` logits, ``given`` ``(n, l)`` of 0 and 1 -> figures by label, fractions or None where undefined.
+    """``scores`` ``(n, l)`` logits, ``given`` ``(n, l)`` of 0 and 1 -> figures by the name in ``labels``, fractions or None where
+    undefined.
 
     ``recall`` is the share of the examples with the label that are given it, ``specificity`` the share of the others that
     are not, ``balanced`` their mean; ``given`` counts the examples that have it, ``said`` those that are given it.

@@ -60,7 +60,8 @@ def paired_latency(
 ) -> Latency:
     """Run both on the first ``batch`` examples of ``x``, in turn and in changing order, so that what slows the machine slows both.
 
-    Both are put in eval mode for it and back afterwards.
+    Both are put in eval mode for it and back afterwards. The ratio is that of times (``tweaked`` by ``base``): the median, and the
+    quartiles, of the medians of ``series`` series of ``rounds`` pairs; times are seconds by ``clock``.
     """
     inputs = to_model(first(x, batch), *placement(base))
 

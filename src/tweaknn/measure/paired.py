@@ -81,7 +81,9 @@ def _tail(most: int, n: int, p_lost: np.ndarray, p_won: np.ndarray) -> np.ndarra
 
 
 def drop_bound(lost: int, won: int, n: int, level: float = 0.95) -> float:
-    """Upper confidence limit of the drop on new data: the smallest drop that the data reject at ``1 - level``, to 1e-4."""
+    """Upper confidence limit of the drop on new data: the smallest drop that the data reject at ``1 - level``, to 1e-4.
+
+    ``lost`` and ``won`` of ``n`` examples became wrong and right. Raises InputError where they do not fit together."""
     alpha = 1 - level
     low, high = max(0.0, (lost - won) / n), 1.0
     while high - low > 1e-4:
@@ -101,10 +103,12 @@ def least_examples(allowed: float, level: float = 0.95) -> int:
 
 
 def below_p_value(successes: int, n: int, least: float) -> float:
-    """P-value of "the rate on new data is below ``least``": exact binomial (Clopper and Pearson 1934)."""
+    """P-value of "the rate on new data is below ``least``", having seen ``successes`` of ``n``: exact binomial
+    (Clopper and Pearson 1934)."""
     return float(binom.sf(successes - 1, n, least)) if least > 0 else 0.0
 
 
 def above_p_value(events: int, n: int, most: float) -> float:
-    """P-value of "the rate on new data is above ``most``": exact binomial (Clopper and Pearson 1934)."""
+    """P-value of "the rate on new data is above ``most``", having seen ``events`` of ``n``: exact binomial (Clopper
+    and Pearson 1934)."""
     return float(binom.cdf(events, n, most)) if most < 1 else 0.0

@@ -11,7 +11,7 @@ from tweaknn.measure.accuracy import per_class_accuracy
 
 
 def pareto_front(first: ArrayLike, second: ArrayLike) -> np.ndarray:
-    """Indices of the points no other point beats in both, in order of rising ``first``; equal points once."""
+    """Indices of the points ``(first (p,), second (p,))`` no other point beats in both, in order of rising ``first``; equal points once."""
     a, b = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
     order = np.lexsort((-b, -a))
     best = np.maximum.accumulate(np.concatenate([[-np.inf], b[order][:-1]]))
@@ -19,8 +19,8 @@ def pareto_front(first: ArrayLike, second: ArrayLike) -> np.ndarray:
 
 
 def target_gaps(logits: ArrayLike, targets: Sequence[int]) -> np.ndarray:
-    """How much ``(n,)`` the best target lacks to the best other class: the shift at which each example turns to a
-    target."""
+    """How much ``(n,)`` the best of ``targets`` (positions) lacks to the best other class in logits ``(n, c)``: the shift at
+    which each example turns to a target."""
     z = np.asarray(logits, dtype=np.float64)
     inside = np.zeros(z.shape[1], dtype=bool)
     inside[list(targets)] = True
@@ -30,9 +30,8 @@ def target_gaps(logits: ArrayLike, targets: Sequence[int]) -> np.ndarray:
 def shift_front(logits: ArrayLike, labels: ArrayLike, targets: Sequence[int], points: int = 41) -> np.ndarray:
     """Shifts of all targets' logits together on the Pareto front of (mean target, overall) accuracy, rising.
 
-    Candidates are 0 and quantiles of :func:`target_gaps` over the targets' own examples, which move target
-    accuracy in even
-    steps. Empty when every class is a target or no target has examples.
+    Candidates are 0 and ``points`` quantiles of :func:`target_gaps` over the targets' own examples (logits ``(n, c)``, labels
+    ``(n,)``), which move target accuracy in even steps. Empty when every class is a target or no target has examples.
     """
     z, y = np.asarray(logits, dtype=np.float64), np.asarray(labels)
     rows = np.isin(y, list(targets))
@@ -47,8 +46,8 @@ def shift_front(logits: ArrayLike, labels: ArrayLike, targets: Sequence[int], po
 def shifted_accuracy(
     logits: ArrayLike, labels: ArrayLike, targets: Sequence[int], shift: float
 ) -> tuple[float, float, np.ndarray]:
-    """Mean target accuracy, overall accuracy and per-class accuracy ``(c,)`` with ``shift`` added to the targets'
-    logits."""
+    """Mean target accuracy, overall accuracy and per-class accuracy ``(c,)``, fractions, with ``shift`` added to the targets'
+    logits; of logits ``(n, c)`` and labels ``(n,)``."""
     moved, y = np.array(logits, dtype=np.float64), np.asarray(labels)
     moved[:, list(targets)] += shift
     predicted = moved.argmax(1)

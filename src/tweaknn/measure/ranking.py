@@ -32,7 +32,8 @@ def class_scores(logits: np.ndarray) -> np.ndarray:
 
 
 def auroc_binary(scores: ArrayLike, positive: ArrayLike) -> float:
-    """Exact area under the ROC curve (Mann-Whitney with midranks for ties); NaN when either side is empty."""
+    """Exact area under the ROC curve of ``scores`` ``(n,)`` for the examples ``positive`` ``(n,)`` bool (Mann-Whitney with
+    midranks for ties); NaN when either side is empty."""
     s, p = np.asarray(scores, dtype=np.float64), np.asarray(positive, dtype=bool)
     n_positive = int(p.sum())
     n_negative = len(p) - n_positive
@@ -45,7 +46,8 @@ def auroc_binary(scores: ArrayLike, positive: ArrayLike) -> float:
 
 
 def auroc_by_class(logits: ArrayLike, labels: ArrayLike) -> np.ndarray:
-    """AUROC ``(c,)`` of each class against all others, on :func:`class_scores`; NaN for absent classes."""
+    """AUROC ``(c,)`` of each class against all others, on :func:`class_scores` of logits ``(n, c)`` and labels ``(n,)``; NaN for
+    absent classes."""
     z, y = np.asarray(logits, dtype=np.float64), np.asarray(labels)
     scores = class_scores(z)
     return np.array([auroc_binary(scores[:, j], y == j) for j in range(z.shape[1])])

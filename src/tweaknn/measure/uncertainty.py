@@ -14,7 +14,11 @@ from tweaknn.errors import InputError
 
 
 def wilson(successes: int, n: int, level: float = 0.95) -> tuple[float, float]:
-    """Wilson score interval of ``successes / n``; ``(nan, nan)`` when ``n`` is 0."""
+    """Wilson score interval of ``successes / n``; ``(nan, nan)`` when ``n`` is 0.
+
+    Raises:
+        InputError: ``level`` outside (0, 1), or successes outside 0..n.
+    """
     if not 0.0 < level < 1.0:
         raise InputError(f"the confidence level must lie between 0 and 1, not {level}.")
     if not 0 <= successes <= n:
@@ -39,8 +43,12 @@ def _discordant(correct_a: ArrayLike, correct_b: ArrayLike) -> tuple[int, int, i
 
 
 def mcnemar(correct_a: ArrayLike, correct_b: ArrayLike) -> float:
-    """Exact two-sided McNemar test on paired correctness ``(n,)``: binomial on the examples where they
-    differ."""
+    """P-value of the exact two-sided McNemar test on paired correctness ``correct_a``, ``correct_b`` ``(n,)`` bool: binomial on
+    the examples where they differ.
+
+    Raises:
+        InputError: the two are not lists of one length.
+    """
     only_a, only_b, _ = _discordant(correct_a, correct_b)
     if only_a + only_b == 0:
         return 1.0
@@ -74,8 +82,11 @@ def paired_difference(correct_a: ArrayLike, correct_b: ArrayLike, level: float =
     """Accuracy of b less accuracy of a on the same examples, with its interval ``(difference, low, high)``.
 
     The interval is Agresti and Min's (2005) adjusted Wald: half an example is added to each discordant
-    cell, which
-    keeps its coverage near the level in small samples.
+    cell, which keeps its coverage near the level in small samples. ``correct_a``, ``correct_b``: ``(n,)`` bool; all figures
+    are fractions.
+
+    Raises:
+        InputError: no example, or the two are not lists of one length.
     """
     only_a, only_b, n = _discordant(correct_a, correct_b)
     if n == 0:

@@ -13,7 +13,7 @@ _WRAPPERS = ("_orig_mod.", "module.")
 
 
 def fingerprint(model: nn.Module) -> str:
-    """SHA-256 (hex) over names, dtypes, shapes and bytes of all parameters and buffers.
+    """SHA-256 (64 hex digits) over names, dtypes, shapes and bytes of all parameters and buffers of ``model``.
 
     The wrappers of ``torch.compile`` and ``DataParallel`` are looked through, and neither device nor memory format
     matters: the same weights give the same fingerprint. A buffer that a network keeps out of its state dict counts

@@ -29,6 +29,9 @@ def pool(activation: Tensor, channel_axis: int, reduction: str) -> Tensor:
         reduction: ``position`` every neuron, row-major; ``mean`` or ``max`` over all other axes;
             ``grid2`` means over the four quarters of the picture (index ``channel * 4 + row * 2 + column``),
             for layers without two spatial axes the mean repeated, so that every layer answers to every reduction.
+
+    Raises:
+        ValueError: an unknown reduction.
     """
     n = activation.shape[0]
     if reduction == "position":

@@ -158,5 +158,6 @@ class CostModel:
         return flops, params
 
     def complexity(self, theta: Tensor) -> Complexity:
+        """FLOPs and parameters expected at ``theta`` ``(n_gates,)``, as fractions and of the full network."""
         flops, params = self.fractions(theta)
         return Complexity(flops, params, self.full_flops, self.full_params)

@@ -98,6 +98,7 @@ class Plan:
 
     @property
     def n_gates(self) -> int:
+        """Units' gates first, then one a branch."""
         return self.n_units + len(self.blocks)
 
     def families(self) -> np.ndarray:

@@ -119,7 +119,8 @@ class ComplexityAware:
         return smallest(self.plan) | ~self.may
 
     def measure(self, alive: np.ndarray, metric: str = "flops") -> float:
-        """FLOPs or parameters of the network with the gates ``alive``, as a fraction of the full network's."""
+        """FLOPs or parameters (``metric`` ``flops`` or ``params``) with the gates ``alive`` ``(n_gates,)`` open, as a fraction of
+        the full network's."""
         return self._fraction(torch.from_numpy(alive.astype(np.float64)).to(self.prices.device), metric)
 
     def _fraction(self, theta: Tensor, metric: str | None) -> float:
@@ -164,7 +165,11 @@ class ComplexityAware:
             self.gate.z.grad = None
 
     def step(self) -> bool:
-        """After the optimiser's step: move the gates, sample the next ones. True if the network just got smaller."""
+        """After the optimiser's step: move the gates, sample the next ones. True if the network just got smaller.
+
+        Raises:
+            ModelError: no gradient reached the gates, or the loss stays NaN or infinite.
+        """
         if self.gate is None or self.finished:
             self.state.step += 1
             return False
@@ -378,6 +383,7 @@ class ComplexityAware:
 
     @property
     def nu(self) -> float:
+        """The loss, in nats, that 100 % of the complexity is worth now; a budget's controller moves it."""
         return math.exp(self.state.log_nu)
 
     @property

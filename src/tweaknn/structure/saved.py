@@ -83,7 +83,13 @@ def _named(make: Any, spec: str) -> nn.Module:
 
 
 def origin_of(pruner: Any, spec: str, num_classes: int | None = None) -> Origin:
-    """The cuts a :class:`ComplexityAware` made, on top of those its model was loaded with."""
+    """The cuts a :class:`ComplexityAware` made, on top of those its model was loaded with.
+
+    Args:
+        pruner: after :meth:`ComplexityAware.compact`.
+        spec: how the *full* network is made again: ``file.py:function``, ``torchvision:NAME`` or ``timm:NAME``.
+        num_classes: handed to that maker where it takes such an argument.
+    """
     model, plan = pruner.model, pruner.original
     before = getattr(model, "tweaknn_origin", None)
     base = before if isinstance(before, Origin) else Origin(spec, num_classes)
@@ -101,7 +107,15 @@ def save_directory(
     path: str | Path, model: nn.Module, origin: Origin, *, classes: list[str] | None = None, preprocess: Any = None,
     facts: dict[str, Any] | None = None,
 ) -> None:  # fmt: skip
-    """Write ``model`` as a directory, whole or not at all; ``facts`` are kept beside it (complexity, history).
+    """Write ``model`` as a directory that is a ``--model``, whole or not at all.
+
+    Args:
+        path: the folder, made where it is missing.
+        model: the compacted network.
+        origin: of :func:`origin_of`; ``Origin(spec)`` for a network nothing was cut from.
+        classes: names of the logits, in their order.
+        preprocess: a :class:`tweaknn.inputs.Preprocess`, what pictures (or rows) go through before the network.
+        facts: whatever is to be kept beside it and fits JSON (complexity, history).
 
     Raises:
         ModelError: the network holds NaN or infinite parameters, or the folder cannot be written.
@@ -228,7 +242,7 @@ def _check_types(record: dict[str, Any], file: Path) -> None:
 
 
 def load_directory(path: str | Path) -> nn.Module:
-    """The network of a trained directory, in evaluation mode, with ``.classes`` and ``.preprocess``.
+    """The network of a directory of :func:`save_directory`, in evaluation mode, with ``.classes`` and ``.preprocess``.
 
     Raises:
         ModelError: something is missing, damaged, or does not fit the network the directory says it was cut from.

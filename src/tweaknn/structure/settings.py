@@ -32,6 +32,9 @@ class Settings:
     it is pruned. every: steps between surgeries; 0 leaves surgery to ``compact``. rewind: with a budget, weights go back
     to where they were once the branches are decided, since some steps of a network about to lose most of its branches
     are a worse start than none.
+
+    Raises:
+        InputError: a value is out of its range, several budgets are given, or the times are out of order.
     """
 
     steps: int
@@ -110,4 +113,5 @@ class Settings:
         return None
 
     def to_dict(self) -> dict[str, Any]:
+        """JSON-ready, one entry a field."""
         return asdict(self)

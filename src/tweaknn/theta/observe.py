@@ -58,10 +58,12 @@ class Observation:
 
     @property
     def targets(self) -> np.ndarray:
+        """``(c,)`` class indices."""
         return self.finisher.states[0].targets
 
     @property
     def mistakes(self) -> np.ndarray:
+        """``(c,)`` examples of each target that the network gets wrong."""
         return self.finisher.states[0].mistakes
 
     def parts(self) -> Iterator[tuple[Block, Synapses]]:

@@ -101,10 +101,12 @@ class State:
 
     @property
     def neurons(self) -> int:
+        """Number of neurons ``v``."""
         return int(self.peaks[0].shape[2])
 
     @property
     def levels(self) -> int:
+        """The budget q: how many of the largest ratios are kept."""
         return int(self.peaks[0].shape[0])
 
     @property

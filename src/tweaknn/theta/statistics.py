@@ -185,7 +185,11 @@ def theta_all(
 ) -> Synapses:
     """Algorithm 1 on tables in memory: ``V`` ``(n, v)``, ``C`` ``(n, classes)``, ``labels`` ``(n,)``.
 
-    targets: class indices, by default all. budget: the q-th smallest bound instead of the minimum.
+    targets: class indices, by default all. budget: the q-th smallest bound instead of the minimum. form, eps1, eps2,
+    relative: as for :func:`tweaknn.theta.reference.algorithm_1`. batch_size: examples folded at a time.
+
+    Raises:
+        InputError: shapes, form or targets do not fit. DataError: labels out of range. ModelError: NaN or infinite numbers.
     """
     C, labels = np.asarray(C), np.asarray(labels)
     if C.ndim != 2 or np.ndim(V) != 2:

@@ -63,14 +63,17 @@ class Table:
 
     @property
     def values(self) -> np.ndarray:
+        """``(n, f)`` float32."""
         return self._columns(0, self.manifest["neurons"])
 
     @property
     def logits(self) -> np.ndarray:
+        """``(n, c)`` float32."""
         return self._columns(self.manifest["neurons"], self.manifest["neurons"] + self.manifest["classes"])
 
     @property
     def labels(self) -> np.ndarray:
+        """``(n,)`` int64."""
         return self._columns(self.manifest["neurons"] + self.manifest["classes"], self.manifest["width"])[:, 0].astype(
             np.int64
         )
