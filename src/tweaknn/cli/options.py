@@ -22,7 +22,7 @@ Model = Annotated[
     str,
     typer.Option(
         "--model",
-        help="file.py:function returning an nn.Module, torchvision:NAME, timm:NAME, or a folder of `tweaknn train`.",
+        help="file.py:function returning an nn.Module, torchvision:NAME, timm:NAME, hf:NAME, or a folder of `tweaknn train`.",
     ),
 ]
 Weights = Annotated[str | None, typer.Option(help="Weights for --model: .safetensors, .pt or .pth.")]
