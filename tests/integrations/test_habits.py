@@ -173,7 +173,7 @@ def test_the_estimator_keeps_the_conventions():
         estimator.fit(x * np.nan, y)
     with pytest.raises(InputError, match="trained network"):
         MendedClassifier().fit(x, y)
-    with pytest.raises(InputError, match="whole numbers"):
+    with pytest.raises(ValueError, match="Unknown label type"):
         MendedClassifier(network=net).fit(x, y + 0.5)
     assert fingerprint(net) == before
 
