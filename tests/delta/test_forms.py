@@ -208,7 +208,8 @@ def _ranks(rank: int, path: str, expected: torch.Tensor) -> None:
         DistributedDataParallel(tweaked)
     torch.manual_seed(0)
     head = nn.Linear(expected.shape[1], 2)
-    out = DistributedDataParallel(nn.Sequential(tweaked, head))(X[rank::2])
+    wrapped = DistributedDataParallel(nn.Sequential(tweaked, head))  # kept: without it nothing is averaged
+    out = wrapped(X[rank::2])
     torch.testing.assert_close(out, head(expected[rank::2]), rtol=1e-5, atol=1e-5)
     out.square().mean().backward()
     shared = [torch.empty_like(head.weight.grad) for _ in range(2)]
