@@ -70,6 +70,9 @@ def combined(values: Sequence[float]) -> float:
 
     The k-th smallest of K times K / k, with k the middle: seeds are tested on the same examples, so nothing that takes them for
     independent may be used.
+
+    Raises:
+        InputError: no p-value is given.
     """
     if not len(values):
         raise InputError("combining p-values needs at least one.")
