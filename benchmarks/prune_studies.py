@@ -3,155 +3,32 @@
     python benchmarks/prune_studies.py --json out.json [--pictures FOLDER] [--only NAME ...]
 
 sweeps of nu, alpha and beta; what the data's size, diversity, label noise and imbalance do to what is pruned; units of a
-recurrent network over time; and the neighbours (distillation, int8 weights, low rank, a lightweight start, mending),
-alone and together. Every figure is a mean over seeds; accuracy is on the test split, nothing is chosen on it.
+recurrent network over time; and the neighbours (distillation, torchao's int8 weights, low rank, a lightweight start,
+mending), alone and together. Studies that are not named keep their figures in the JSON. Every figure is a mean over seeds;
+accuracy is on the test split, nothing is chosen on it.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import datetime
 import json
 import os
 import sys
 import time
-import warnings
 from collections.abc import Callable
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.pruning.data import _decode, pick  # noqa: E402
-from benchmarks.pruning.nets import Block, flops, parameters  # noqa: E402
-
-EPOCHS, BATCH = 4, 128
-
-
-def usps(shared: Path) -> dict[str, tuple[Tensor, Tensor]]:
-    """``x`` float ``(n, 1, 16, 16)`` and labels, for train (all but 1,500), validation and test."""
-    import pyarrow.parquet as pq
-
-    def load(word: str) -> tuple[Tensor, Tensor]:
-        table = pq.read_table(pick(shared / "data" / "usps", word))
-        x = np.stack([_decode(row["bytes"])[..., 0] for row in table.column("image").to_pylist()])
-        return torch.from_numpy(x).float()[:, None] / 127.5 - 1, torch.from_numpy(table.column("label").to_numpy().copy())
-
-    x, y = load("train")
-    order = torch.randperm(len(y), generator=torch.Generator().manual_seed(7))
-    return {"train": (x[order[1500:]], y[order[1500:]]), "validation": (x[order[:1500]], y[order[:1500]]), "test": load("test")}
-
-
-class Residual(nn.Module):
-    """Three stages of two residual blocks, 16-24-32 channels."""
-
-    def __init__(self, widths: tuple[int, ...] = (16, 24, 32), classes: int = 10):
-        super().__init__()
-        self.conv1, self.bn1 = nn.Conv2d(1, widths[0], 3, 1, 1, bias=False), nn.BatchNorm2d(widths[0])
-        rows, inside = [], widths[0]
-        for k, w in enumerate(widths):
-            for b in range(2):
-                rows.append(Block(inside, w, 2 if b == 0 and k else 1))
-                inside = w
-        self.blocks = nn.Sequential(*rows)
-        self.linear = nn.Linear(inside, classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.max_pool2d(F.relu(self.bn1(self.conv1(x))), 2)
-        return self.linear(F.adaptive_avg_pool2d(self.blocks(x), 1).flatten(1))
-
-
-class Separable(nn.Module):
-    """MobileNet-style: depthwise and pointwise convolutions."""
-
-    def __init__(self, classes: int = 10):
-        super().__init__()
-
-        def pair(a: int, b: int, stride: int) -> list[nn.Module]:
-            return [nn.Conv2d(a, a, 3, stride, 1, groups=a, bias=False), nn.BatchNorm2d(a), nn.ReLU(),
-                    nn.Conv2d(a, b, 1, bias=False), nn.BatchNorm2d(b), nn.ReLU()]  # fmt: skip
-
-        self.features = nn.Sequential(
-            nn.Conv2d(1, 16, 3, 2, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU(), *pair(16, 32, 1), *pair(32, 64, 2), *pair(64, 64, 1)
-        )
-        self.linear = nn.Linear(64, classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.linear(self.features(x).mean((2, 3)))
-
-
-class Rows(nn.Module):
-    """An LSTM that reads a digit row by row."""
-
-    def __init__(self, hidden: int = 48, classes: int = 10):
-        super().__init__()
-        self.rnn = nn.LSTM(16, hidden, batch_first=True)
-        self.linear = nn.Linear(hidden, classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.linear(self.rnn(x[:, 0])[0][:, -1])
-
-
-def train(
-    make: Callable[[], nn.Module], data: tuple[Tensor, Tensor], seed: int, options: dict[str, Any] | None = None, *,
-    rate: float = 0.05, teacher: nn.Module | None = None, epochs: float = EPOCHS,
-) -> tuple[nn.Module, Any, float]:  # fmt: skip
-    """SGD with a cosine; ``options`` are :class:`ComplexityAware`'s, None trains plainly."""
-    from tweaknn.structure import ComplexityAware
-
-    torch.manual_seed(seed)
-    model = make()
-    x, y = data
-    per = max(1, len(y) // BATCH)
-    steps = max(120, round(epochs * per))
-    optimizer = torch.optim.SGD(model.parameters(), rate, momentum=0.9, weight_decay=5e-4, nesterov=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.1, cycle_momentum=False)
-    begin = time.process_time()
-    pruner = ComplexityAware(model, x[:2], optimizer, steps=steps, seed=seed, **options) if options is not None else None
-    rng = torch.Generator().manual_seed(seed)
-    model.train()
-    for step in range(steps):
-        if step % per == 0:
-            order = torch.randperm(len(y), generator=rng)
-        i = order[(step % per) * BATCH : (step % per + 1) * BATCH]
-        logits = model(x[i])
-        loss = F.cross_entropy(logits, y[i])
-        if teacher is not None:
-            with torch.no_grad():
-                soft = F.log_softmax(teacher(x[i]) / 4, 1)
-            loss = 0.3 * loss + 0.7 * 16 * F.kl_div(F.log_softmax(logits / 4, 1), soft, reduction="batchmean", log_target=True)
-        optimizer.zero_grad()
-        loss.backward()
-        if isinstance(model, Rows):
-            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        if pruner is not None:
-            pruner.step()
-    if pruner is not None:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            model = pruner.compact()
-    return model.eval(), pruner, time.process_time() - begin
-
-
-@torch.no_grad()
-def accuracy(model: nn.Module, data: tuple[Tensor, Tensor]) -> float:
-    return float((model(data[0]).argmax(1) == data[1]).float().mean())
-
-
-def repeat(seeds: list[int], one: Callable[[int], dict[str, float]]) -> dict[str, Any]:
-    """Mean and spread of every figure over seeds."""
-    runs = [one(seed) for seed in seeds]
-    return {k: {"mean": mean(r[k] for r in runs), "sd": stdev([r[k] for r in runs]) if len(runs) > 1 else 0.0} for k in runs[0]}
+from benchmarks.pruning.neighbours import neighbours  # noqa: E402
+from benchmarks.pruning.small import BATCH, EPOCHS, Residual, Rows, accuracy, repeat, train, usps  # noqa: E402
 
 
 def pruned(data: dict, options: dict[str, Any], make: Callable[[], nn.Module] = Residual, part: Any = None) -> Callable:
@@ -241,86 +118,6 @@ def recurrent(data: dict, seeds: list[int]) -> dict[str, Any]:
     return {k: (np.mean([r[k] for r in rows], 0).tolist()) for k in rows[0]}
 
 
-def low_rank(model: nn.Module, energy: float = 0.95) -> nn.Module:
-    """Every 3x3 convolution as a thin one and a 1x1, by singular values, where that is cheaper."""
-    model = copy.deepcopy(model)
-    for path, m in list(model.named_modules()):
-        if not isinstance(m, nn.Conv2d) or m.kernel_size == (1, 1) or m.groups > 1:
-            continue
-        w = m.weight.detach().flatten(1)
-        u, s, v = torch.linalg.svd(w, full_matrices=False)
-        rank = int((s.square().cumsum(0) / s.square().sum() < energy).sum()) + 1
-        if rank * (w.shape[0] + w.shape[1]) >= w.numel():
-            continue
-        first = nn.Conv2d(m.in_channels, rank, m.kernel_size, m.stride, m.padding, bias=False)
-        second = nn.Conv2d(rank, m.out_channels, 1, bias=m.bias is not None)
-        first.weight.data = (v[:rank] * s[:rank, None]).reshape(rank, *m.weight.shape[1:])
-        second.weight.data = u[:, :rank, None, None].clone()
-        if m.bias is not None:
-            second.bias.data = m.bias.detach().clone()
-        model.set_submodule(path, nn.Sequential(first, second))
-    return model
-
-
-def int8(model: nn.Module) -> nn.Module:
-    """Weights as int8 and back, one scale an output channel: what int8 storage gives (any layer)."""
-    model = copy.deepcopy(model)
-    with torch.no_grad():
-        for m in model.modules():
-            if isinstance(m, (nn.Conv2d, nn.Linear)):
-                scale = m.weight.abs().flatten(1).amax(1).clamp(min=1e-12) / 127
-                shape = [-1] + [1] * (m.weight.dim() - 1)
-                m.weight.copy_((m.weight / scale.view(shape)).round() * scale.view(shape))
-    return model
-
-
-def neighbours(data: dict, seeds: list[int]) -> dict[str, Any]:
-    """Alone and together: accuracy, FLOPs and bytes of the weights, as fractions of the full network's."""
-    x = data["test"][0][:2]
-
-    def row(model: nn.Module, full: nn.Module, bits: int = 32) -> dict[str, float]:
-        return {"test": accuracy(model, data["test"]), "flops": flops(model, x) / flops(full, x),
-                "bytes": parameters(model) * bits / (parameters(full) * 32)}  # fmt: skip
-
-    per_seed = []
-    for seed in seeds:
-        full, _, _ = train(Residual, data["train"], seed)
-        small, _, _ = train(Residual, data["train"], seed, {"flops": 0.2})
-        taught, _, _ = train(Residual, data["train"], seed, {"flops": 0.2}, teacher=full)
-        light, _, _ = train(Separable, data["train"], seed)
-        light_small, _, _ = train(Separable, data["train"], seed, {"flops": 0.5})
-        rows = {
-            "full": row(full, full), "int8": row(int8(full), full, 8), "low rank": row(low_rank(full), full),
-            "pruned": row(small, full), "pruned + int8": row(int8(small), full, 8), "pruned + low rank": row(low_rank(small), full),
-            "pruned + teacher": row(taught, full), "pruned + teacher + int8": row(int8(taught), full, 8),
-            "lightweight": row(light, full), "lightweight + pruned": row(light_small, full),
-            "lightweight + pruned + int8": row(int8(light_small), full, 8),
-        }  # fmt: skip
-        per_seed.append(rows | mended(small, data, full, row))
-    return {name: {k: {"mean": mean(p[name][k] for p in per_seed), "sd": stdev([p[name][k] for p in per_seed]) if len(seeds) > 1 else 0.0}
-                   for k in per_seed[0][name]} for name in per_seed[0]}  # fmt: skip
-
-
-def mended(small: nn.Module, data: dict, full: nn.Module, row: Callable) -> dict[str, dict[str, float]]:
-    """The pruned network with its two worst classes mended; the same delta on the network with int8 weights."""
-    from torch.utils.data import TensorDataset
-
-    from tweaknn.join.run import SynapticJoin
-
-    sets = {k: TensorDataset(*data[k]) for k in ("train", "validation")}
-    joined = SynapticJoin(seed=0).fit(small, sets["train"], sets["validation"], worst=2, classes=[str(k) for k in range(10)])
-    names = ("pruned + mended", "pruned + mended + int8")
-    if joined.delta is None:
-        return {names[0]: row(small, full), names[1]: row(int8(small), full, 8)}
-    quantised = int8(small)
-    after = joined.delta.attach(small)
-    after8 = joined.delta.attach(quantised, check=False)
-    out = {}
-    for name, model, base, bits in ((names[0], after, small, 32), (names[1], after8, quantised, 8)):
-        out[name] = row(base, full, bits) | {"test": accuracy(model.eval(), data["test"])}
-    return out
-
-
 def drawn(sweep: dict[str, Any], folder: Path) -> None:
     """One picture a parameter: what is left of FLOPs, parameters, units and layers, and the accuracy, against its values."""
     from matplotlib.figure import Figure
@@ -359,7 +156,8 @@ def main() -> None:
     found = json.loads(args.json.read_text()) if args.json.is_file() else {}
     for name in args.only:
         begin = time.perf_counter()
-        found[name] = STUDIES[name](data, args.seeds)
+        kept = args.json.with_suffix(".neighbours.jsonl")  # minutes a seed: what is finished is not run again
+        found[name] = neighbours(data, args.seeds, kept) if name == "neighbours" else STUDIES[name](data, args.seeds)
         found |= {"seeds": args.seeds, "machine": machine(), "date": datetime.date.today().isoformat(),
                   "settings": {"data": "USPS", "epochs": EPOCHS, "batch_size": BATCH}}  # fmt: skip
         part = args.json.with_suffix(".part")
