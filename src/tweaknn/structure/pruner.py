@@ -82,6 +82,7 @@ class ComplexityAware:
         n, device = self.plan.n_gates, first.device
         self.state = dynamics.State.new(n, s, device)
         self.possible = np.ones(n, dtype=bool)
+        self.uncut = np.ones(n, dtype=bool)  # gates whose parameters are still there, open or not
         self.generator = torch.Generator().manual_seed(s.seed)
         one = torch.ones(n, dtype=torch.float64, device=device)
         self.prices = self.cost.gradient(one)
@@ -359,6 +360,7 @@ class ComplexityAware:
         if self.gate is not None:
             self.gate.remove()
         self.model, self.plan = cut(self.model, self.plan, self.possible, self.optimizers)
+        self.uncut = self.possible.copy()
         if self.finished or z is None:
             self.gate = None
         else:

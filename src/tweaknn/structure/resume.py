@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..errors import InputError
-from .wrapping import world
 
 if TYPE_CHECKING:
     from .pruner import ComplexityAware
@@ -23,6 +22,7 @@ def state_of(pruner: ComplexityAware) -> dict[str, Any]:
         "log_nu": pruner.state.log_nu,
         "step": pruner.state.step,
         "possible": torch.from_numpy(pruner.possible.copy()),
+        "uncut": torch.from_numpy(pruner.uncut.copy()),
         "active": pruner.active.cpu().clone(),
         "prices": pruner.prices.cpu().clone(),
         "generator": pruner.generator.get_state(),
@@ -51,10 +51,9 @@ def restore(pruner: ComplexityAware, state: dict[str, Any]) -> None:
     for name, value in state["gates"].items():
         setattr(pruner.state, name, value.to(device).clone())
     pruner.state.log_nu, pruner.state.step = state["log_nu"], state["step"]
-    pruner.possible = state["possible"].numpy().copy()
     pruner.active = state["active"].to(device).clone()
     pruner.prices = state["prices"].to(device).clone()
-    pruner.finished, pruner.undecided = state["finished"], state["undecided"]
+    pruner.undecided = state["undecided"]
     pruner._target = state["target"]
     pruner._window, pruner._open, pruner._start, pruner._wavered = state["window"]
     before = state["before"]
@@ -64,8 +63,12 @@ def restore(pruner: ComplexityAware, state: dict[str, Any]) -> None:
         pruner.plan = dataclasses.replace(pruner.plan, branches_go=False)
     pruner.history = copy.deepcopy(state["history"])
     pruner.generator.set_state(state["generator"])
-    if not pruner.possible.all() and (world() == 1 or pruner.finished):
+    # The shapes the model was saved with: with several processes closed gates are not cut out until the end.
+    pruner.possible = state.get("uncut", state["possible"]).numpy().copy()
+    pruner.finished = state["finished"] and state["z"] is None
+    if not pruner.possible.all() or pruner.finished:
         pruner.operate()
+    pruner.possible, pruner.finished = state["possible"].numpy().copy(), state["finished"]
     if pruner.gate is not None and state["z"] is not None:
         with torch.no_grad():
             pruner.gate.z.copy_(state["z"])
