@@ -109,13 +109,33 @@ def recurrent(data: dict, seeds: list[int]) -> dict[str, Any]:
             drops.append(base - accuracy(model, (x, data["test"][1])))
         return drops
 
-    rows = []
-    for seed in seeds:
+    def one(seed: int) -> dict[str, Any]:
         full, _, _ = train(Rows, data["train"], seed, None, rate=0.3, epochs=10)
         small, pruner, _ = train(Rows, data["train"], seed, {"flops": 0.3}, rate=0.3, epochs=10)
-        rows.append({"full": accuracy(full, data["test"]), "pruned": accuracy(small, data["test"]), "flops": pruner.fractions[0],
-                     "hidden": small.rnn.hidden_size, "time_full": over_time(full), "time_pruned": over_time(small)})  # fmt: skip
-    return {k: (np.mean([r[k] for r in rows], 0).tolist()) for k in rows[0]}
+        before, after = over_time(full), over_time(small)
+        return {"full": accuracy(full, data["test"]), "pruned": accuracy(small, data["test"]), "flops": pruner.fractions[0],
+                "hidden": small.rnn.hidden_size, "time_full": before, "time_pruned": after,
+                "time_correlation": float(np.corrcoef(before, after)[0, 1])}  # fmt: skip
+
+    return repeat(seeds, one)
+
+
+def drawn_over_time(study: dict[str, Any], folder: Path) -> None:
+    """How much each row of a digit matters to the LSTM, before and after pruning: the mean over seeds and their spread."""
+    from matplotlib.figure import Figure
+
+    folder.mkdir(parents=True, exist_ok=True)
+    figure = Figure(figsize=(5.4, 3.0), layout="constrained")
+    axes = figure.add_subplot()
+    for key, label in (("time_full", "unpruned"), ("time_pruned", f"{100 * study['flops']['mean']:.0f} % of the FLOPs")):
+        middle, spread = (100 * np.array(study[key][what]) for what in ("mean", "sd"))
+        (line,) = axes.plot(range(1, len(middle) + 1), middle, marker="o", markersize=3, label=label)
+        axes.fill_between(range(1, len(middle) + 1), middle - spread, middle + spread, alpha=0.2, color=line.get_color())
+    axes.axhline(0, color="0.7", linewidth=0.8)
+    axes.set_xlabel("row of the digit that is left empty (time)")
+    axes.set_ylabel("points of test accuracy lost")
+    axes.legend(fontsize=7)
+    figure.savefig(folder / "prune-recurrent.png", dpi=110)
 
 
 def drawn(sweep: dict[str, Any], folder: Path) -> None:
@@ -144,7 +164,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--only", nargs="+", choices=list(STUDIES), default=list(STUDIES))
-    parser.add_argument("--pictures", type=Path, help="draw the sweeps here")
+    parser.add_argument("--pictures", type=Path, help="draw the sweeps and the recurrent network here")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--shared", type=Path, default=Path(os.environ.get("TWEAKNN_SHARED", ROOT.parent / "shared")))
     args = parser.parse_args()
@@ -163,8 +183,10 @@ def main() -> None:
         part = args.json.with_suffix(".part")
         part.write_text(json.dumps(found, indent=1) + "\n")
         os.replace(part, args.json)
-        if args.pictures and "sweeps" in found:
+        if args.pictures and name == "sweeps":
             drawn(found["sweeps"], args.pictures)
+        if args.pictures and name == "recurrent":
+            drawn_over_time(found["recurrent"], args.pictures)
         print(f"{name}: {time.perf_counter() - begin:.0f} s", file=sys.stderr)
 
 

@@ -12,6 +12,7 @@ from . import rivals
 from .data import Task
 from .methods import Loop, accuracy, make_resnet, outcome
 from .nets import flops, parameters
+from .overhead import gate_overhead
 
 OURS: dict[str, Any] = {}
 """Options of ours beyond the library's defaults, chosen on validation images."""
@@ -82,6 +83,8 @@ def run_job(task: Task, job: dict[str, Any]) -> dict[str, Any]:
     example = task.normal(task.test.images[:2])
     result = outcome(loop, task, flops(full, example), parameters(full)) | facts
     full = full.to(memory_format=torch.channels_last)
+    if method == "ours":
+        result["gate_overhead"] = gate_overhead(seed)["overhead"]
     if job.get("mend"):
         result["mended"] = mended(loop.model, task)
     for batch, rounds in ((1, 40), (128, 7)):

@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 
 from .int8 import int8, weight_bytes
 from .nets import flops
-from .small import Residual, Separable, train
+from .small import Residual, Separable, spread, train
 
 Data = dict[str, tuple[Tensor, Tensor]]
 ENERGIES = (0.95, 0.8)
@@ -118,8 +117,4 @@ def neighbours(data: Data, seeds: list[int], kept: Path | None = None) -> dict[s
                 stream.write(json.dumps({"seed": seed, "rows": rows}) + "\n")
         print(f"neighbours, seed {seed}: {time.perf_counter() - begin:.0f} s", file=sys.stderr)
     per_seed = [done[seed] for seed in seeds]
-    return {name: {k: _spread([p[name][k] for p in per_seed]) for k in per_seed[0][name]} for name in per_seed[0]}
-
-
-def _spread(values: list[float]) -> dict[str, Any]:
-    return {"mean": mean(values), "sd": stdev(values) if len(values) > 1 else 0.0, "values": values}
+    return {name: {k: spread([p[name][k] for p in per_seed]) for k in per_seed[0][name]} for name in per_seed[0]}

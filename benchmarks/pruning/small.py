@@ -6,7 +6,6 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
 import numpy as np
@@ -132,7 +131,14 @@ def accuracy(model: nn.Module, data: tuple[Tensor, Tensor]) -> float:
     return float((model(data[0]).argmax(1) == data[1]).float().mean())
 
 
+def spread(values: list[Any]) -> dict[str, Any]:
+    """Mean and standard deviation over seeds of a figure, or of a list of them, and the values."""
+    v = np.asarray(values, dtype=np.float64)
+    sd = v.std(0, ddof=1) if len(v) > 1 else np.zeros_like(v[0])
+    return {"mean": v.mean(0).tolist(), "sd": sd.tolist(), "values": v.tolist()}
+
+
 def repeat(seeds: list[int], one: Callable[[int], dict[str, float]]) -> dict[str, Any]:
     """Mean and spread of every figure over seeds."""
     runs = [one(seed) for seed in seeds]
-    return {k: {"mean": mean(r[k] for r in runs), "sd": stdev([r[k] for r in runs]) if len(runs) > 1 else 0.0} for k in runs[0]}
+    return {k: spread([r[k] for r in runs]) for k in runs[0]}

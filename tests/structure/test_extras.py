@@ -1,4 +1,4 @@
-"""Lightning, ONNX and quantisation: each only where it is installed."""
+"""Lightning, Torch-Pruning and quantisation: each only where it is installed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 
 from tweaknn.structure import ComplexityAware, pruning_callback
-from tweaknn.structure.analyse import run
 
 from .nets import TinyResNet, images, make
 from .test_pruner import data, loop, start
@@ -51,33 +50,6 @@ def test_lightning(tmp_path, accumulate: int) -> None:
     assert callback.pruner.state.step == 48 // accumulate
     assert callback.pruner.fractions[0] == pytest.approx(0.5, rel=0.05)
     assert sum(p.numel() for p in module.parameters()) < before
-
-
-@pytest.mark.parametrize("name", ["residual", "grouped", "transformer", "multihead"])
-def test_onnx(tmp_path, name: str) -> None:
-    onnxruntime = pytest.importorskip("onnxruntime")
-    pytest.importorskip("onnxscript")
-    model, x = make(name)
-    pruner = ComplexityAware(model, x, None, steps=10, seed=1)
-    pruner.possible[::2] = False
-    pruner.possible = pruner._working(pruner.possible) | False
-    pruner.finished = True
-    small = pruner.compact().eval()
-    file = tmp_path / "net.onnx"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.onnx.export(small, (x,), str(file), dynamo=True, verbose=False)
-    session = onnxruntime.InferenceSession(str(file))
-    (got,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
-    assert torch.allclose(torch.from_numpy(got), run(small, (x,))[0], atol=1e-4)
-
-
-def test_torch_export_of_every_kind() -> None:
-    for name in ("residual", "dense", "grouped", "transformer", "multihead", "lstm", "mlp"):
-        model, x = make(name)
-        pruner = ComplexityAware(model, x, None, steps=10)
-        small = pruner.compact().eval()
-        assert torch.allclose(torch.export.export(small, (x,)).module()(x), small(x), atol=1e-5), name
 
 
 def test_torch_pruning_finds_the_same_groups() -> None:
