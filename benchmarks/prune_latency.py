@@ -32,19 +32,17 @@ from benchmarks.pruning.methods import Loop, make_resnet, outcome  # noqa: E402
 from benchmarks.pruning.nets import flops, parameters  # noqa: E402
 from benchmarks.pruning.small import spread  # noqa: E402
 
-SERIES = 15
 
-
-def measured(small: torch.nn.Module, full: torch.nn.Module, x: torch.Tensor, rounds: int) -> dict[str, float]:
-    """The median of :data:`SERIES` series of paired ratios, and the quarters of them."""
+def measured(small: torch.nn.Module, full: torch.nn.Module, x: torch.Tensor, rounds: int, series: int) -> dict[str, float]:
+    """The median of ``series`` series of paired ratios, and the quarters of them."""
     from tweaknn.structure.latency import ratio
 
-    series = [ratio(small, full, x, rounds=rounds, batch=None) for _ in range(SERIES)]
-    low, middle, high = np.quantile(series, [0.25, 0.5, 0.75]).tolist()
+    found = [ratio(small, full, x, rounds=rounds, batch=None) for _ in range(series)]
+    low, middle, high = np.quantile(found, [0.25, 0.5, 0.75]).tolist()
     return {"median": middle, "low": low, "high": high}
 
 
-def one(task: Task, target: float, epochs: float, seed: int) -> dict[str, Any]:
+def one(task: Task, target: float, epochs: float, seed: int, series: int = 15) -> dict[str, Any]:
     from tweaknn.structure import ComplexityAware
 
     loop = Loop(task, make_resnet(task, 1.0, seed), epochs, seed)
@@ -60,8 +58,8 @@ def one(task: Task, target: float, epochs: float, seed: int) -> dict[str, Any]:
     result = outcome(loop, task, flops(full, example), parameters(full))
     twin = copy.deepcopy(loop.model).eval()
     for batch, rounds in ((1, 25), (128, 5)):
-        result[f"latency_{batch}"] = measured(twin, full, task.normal(task.test.images[:batch]), rounds)
-    result["itself"] = measured(copy.deepcopy(full), full, task.normal(task.test.images[:1]), 25)  # 1 but for noise
+        result[f"latency_{batch}"] = measured(twin, full, task.normal(task.test.images[:batch]), rounds, series)
+    result["itself"] = measured(copy.deepcopy(full), full, task.normal(task.test.images[:1]), 25, series)  # 1 but for noise
     assert pruner.latency is not None
     n = pruner.original.n_units
     return result | {
@@ -87,7 +85,7 @@ def main() -> None:
     task = cifar(args.shared, *((1_000, 500) if args.smoke else ()))
     runs = []
     for seed in args.seeds[: 1 if args.smoke else None]:
-        runs.append(one(task, args.latency, args.epochs, seed))
+        runs.append(one(task, args.latency, args.epochs, seed, 3 if args.smoke else 15))
         r = runs[-1]
         print(f"seed {seed}: {r['latency_1']['median']:.3f} of the time at batch 1 ({r['latency_1']['low']:.3f} to "
               f"{r['latency_1']['high']:.3f}; steered to {r['steered_to']:.3f}), {r['latency_128']['median']:.3f} at 128, FLOPs "

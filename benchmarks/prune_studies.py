@@ -27,7 +27,7 @@ from torch import nn
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.pruning.neighbours import neighbours  # noqa: E402
+from benchmarks.pruning.neighbours import markdown, neighbours  # noqa: E402
 from benchmarks.pruning.small import BATCH, EPOCHS, Residual, Rows, accuracy, repeat, train, usps  # noqa: E402
 
 
@@ -187,6 +187,8 @@ def main() -> None:
             drawn(found["sweeps"], args.pictures)
         if args.pictures and name == "recurrent":
             drawn_over_time(found["recurrent"], args.pictures)
+        if name == "neighbours":
+            print(markdown(found[name]))
         print(f"{name}: {time.perf_counter() - begin:.0f} s", file=sys.stderr)
 
 

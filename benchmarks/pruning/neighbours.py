@@ -118,3 +118,20 @@ def neighbours(data: Data, seeds: list[int], kept: Path | None = None) -> dict[s
         print(f"neighbours, seed {seed}: {time.perf_counter() - begin:.0f} s", file=sys.stderr)
     per_seed = [done[seed] for seed in seeds]
     return {name: {k: spread([p[name][k] for p in per_seed]) for k in per_seed[0][name]} for name in per_seed[0]}
+
+
+def markdown(study: dict[str, Any]) -> str:
+    """The table of the documentation."""
+
+    def shown(row: dict[str, Any], key: str, digits: int = 1, sign: str = "") -> str:
+        if key not in row:
+            return ""
+        at = f"{100 * row[key]['mean']:{sign}.{digits}f}"
+        return at if key in ("flops", "bytes") else f"{at} ± {100 * row[key]['sd']:.1f}"
+
+    lines = ["| | test % | its two worst classes, % | gain by mending: those two | overall | FLOPs, % | bytes, % |", "|---" * 7 + "|"]
+    for name, row in study.items():
+        cells = [shown(row, "test"), shown(row, "targets"), shown(row, "targets_gain", sign="+"), shown(row, "overall_gain", sign="+"),
+                 shown(row, "flops"), shown(row, "bytes")]  # fmt: skip
+        lines.append(f"| {name.replace('%', ' %')} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)

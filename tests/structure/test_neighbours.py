@@ -19,12 +19,12 @@ TARGET = 3
 
 
 def noisy(n: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Four classes by the colour of two halves; the last is a faint copy of the one before it, and rare in training."""
+    """Four classes by the faint colour of two halves."""
     g = torch.Generator().manual_seed(seed)
     y = torch.arange(n) % 4
-    x = 0.7 * torch.randn(n, 3, 8, 8, generator=g)
-    x[:, 0, :4] += ((y % 2).float() * 2 - 1)[:, None, None] * torch.where(y >= 2, 0.45, 1.0)[:, None, None]
-    x[:, 1, 4:] += ((y // 2).float() * 2 - 1)[:, None, None]
+    x = torch.randn(n, 3, 8, 8, generator=g)
+    x[:, 0, :4] += ((y % 2).float() - 0.5)[:, None, None]
+    x[:, 1, 4:] += ((y // 2).float() - 0.5)[:, None, None]
     return x, y
 
 
@@ -37,8 +37,8 @@ def recalls(model: torch.nn.Module, data: tuple[torch.Tensor, torch.Tensor]) -> 
 @pytest.fixture(scope="module")
 def healed():
     pytest.importorskip("torchao.quantization")
-    x, y = noisy(768, 1)
-    keep = (y != TARGET) | (torch.arange(len(y)) % 32 == TARGET)
+    x, y = noisy(512, 1)
+    keep = (y != TARGET) | (torch.arange(len(y)) % 32 == TARGET)  # rare while it trains, so it is what there is to mend
     model, optimizer, pruner = start(steps=60, flops=0.4)
     for step in range(60):
         i = torch.randperm(int(keep.sum()), generator=torch.Generator().manual_seed(step))[:32]
@@ -47,7 +47,7 @@ def healed():
         optimizer.step()
         pruner.step()
     small = pruner.compact().eval()
-    joined = SynapticJoin("fit", "overall", seed=0, tolerance=0.05).fit(
+    joined = SynapticJoin("fit", "overall", seed=0).fit(
         small, TensorDataset(x, y), TensorDataset(*noisy(512, 2)), targets=[TARGET], classes=list("abcd")
     )
     assert joined.delta is not None, joined.sentence
