@@ -178,8 +178,8 @@ def main() -> None:
         begin = time.perf_counter()
         kept = args.json.with_suffix(".neighbours.jsonl")  # minutes a seed: what is finished is not run again
         found[name] = neighbours(data, args.seeds, kept) if name == "neighbours" else STUDIES[name](data, args.seeds)
-        found |= {"seeds": args.seeds, "machine": machine(), "date": datetime.date.today().isoformat(),
-                  "settings": {"data": "USPS", "epochs": EPOCHS, "batch_size": BATCH}}  # fmt: skip
+        found.setdefault("runs", {})[name] = {"seeds": args.seeds, "machine": machine(), "date": datetime.date.today().isoformat(),
+                                              "settings": {"data": "USPS", "epochs": EPOCHS, "batch_size": BATCH}}  # fmt: skip
         part = args.json.with_suffix(".part")
         part.write_text(json.dumps(found, indent=1) + "\n")
         os.replace(part, args.json)

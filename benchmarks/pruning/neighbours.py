@@ -92,7 +92,7 @@ def neighbours(data: Data, seeds: list[int], kept: Path | None = None) -> dict[s
         whole = flops(full, x), weight_bytes(full)
 
         def row(model: nn.Module, counted: nn.Module, whole: tuple[int, int] = whole) -> dict[str, float]:
-            """``counted``: the network of floats whose FLOPs are told; int8 and a delta change or add next to none."""
+            """``counted``: the network of floats whose FLOPs are told, without a delta's own; ``bytes`` are with the delta's."""
             return {"test": recalls(model, data["test"])[0], "flops": flops(counted, x) / whole[0],
                     "bytes": weight_bytes(model) / whole[1]}  # fmt: skip
 

@@ -16,9 +16,6 @@ from tweaknn.structure.surgery import cut
 
 from .nets import ZOO, make
 
-DYNAMO_CANNOT: dict[str, str] = {}
-"""Kinds that the exporter to ONNX refuses, pruned or not, and what it says."""
-
 
 @functools.cache
 def pruned(name: str) -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
