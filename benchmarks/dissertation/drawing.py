@@ -30,7 +30,7 @@ def _bars(axes: Axes, d: dict[str, Any], rows: dict[str, Any]) -> None:
         axes.bar(np.arange(len(names)) + (k - (n - 1) / 2) * 0.8 / n, values, 0.8 / n, label=label)
     axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
     axes.set_ylabel("accuracy, %")
-    axes.legend(fontsize=7)
+    axes.legend(fontsize=7, ncol=4, loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)
 
 
 def _boxes(axes: Axes, d: dict[str, Any], moments: list[dict[str, Any]], title: str) -> None:
