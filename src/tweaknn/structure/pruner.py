@@ -120,8 +120,7 @@ class ComplexityAware:
         return smallest(self.plan) | ~self.may
 
     def measure(self, alive: np.ndarray, metric: str = "flops") -> float:
-        """FLOPs or parameters (``metric`` ``flops`` or ``params``) with the gates ``alive`` ``(n_gates,)`` open, as a fraction of
-        the full network's."""
+        """``flops`` or ``params`` with the gates ``alive`` ``(n_gates,)`` open, as a fraction of the full network's."""
         return self._fraction(torch.from_numpy(alive.astype(np.float64)).to(self.prices.device), metric)
 
     def _fraction(self, theta: Tensor, metric: str | None) -> float:
@@ -166,11 +165,8 @@ class ComplexityAware:
             self.gate.z.grad = None
 
     def step(self) -> bool:
-        """After the optimiser's step: move the gates, sample the next ones. True if the network just got smaller.
-
-        Raises:
-            ModelError: no gradient reached the gates, or the loss stays NaN or infinite.
-        """
+        """After the optimiser's step: move the gates, sample the next ones. True if the network just got smaller. Raises
+        ModelError where no gradient reached the gates, or the loss stays NaN or infinite."""
         if self.gate is None or self.finished:
             self.state.step += 1
             return False
@@ -398,9 +394,6 @@ class ComplexityAware:
         return resume.state_of(self)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Cut the model to the saved structure and take the gates up where they were.
-
-        Raises:
-            InputError: the state belongs to another network or to other settings.
-        """
+        """Cut the model to the saved structure and take the gates up where they were. Raises InputError where the state
+        belongs to another network or to other settings."""
         resume.restore(self, state)
