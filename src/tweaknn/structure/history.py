@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..errors import ModelError
+
 if TYPE_CHECKING:
     from .pruner import ComplexityAware
 
 SNAPSHOTS = 80
+PATIENCE_NAN = 50
 
 
 def note(pruner: ComplexityAware, *, always: bool = False) -> None:
@@ -34,3 +37,14 @@ def by_layer(pruner: ComplexityAware) -> dict[str, float]:
     for b, block in enumerate(pruner.plan.blocks):
         out[f"branch {block.name}"] = round(float(theta[pruner.plan.n_units + b]), 4)
     return out
+
+
+def stray(pruner: ComplexityAware) -> None:
+    """Count a step whose gradients say nothing. Raises ModelError where there were :data:`PATIENCE_NAN` without a break."""
+    pruner.skipped += 1
+    pruner._astray += 1
+    if pruner._astray >= PATIENCE_NAN:
+        raise ModelError(
+            f"the gates' gradients were NaN or infinite for {pruner._astray} steps, up to step {pruner.state.step + 1}: "
+            "the loss has diverged; lower the learning rate"
+        )

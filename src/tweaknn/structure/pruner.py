@@ -33,7 +33,6 @@ from .settings import BOTH, Settings
 from .surgery import cut
 from .wrapping import bare, world
 
-PATIENCE_NAN = 50
 DECIDED = 0.02
 
 
@@ -183,7 +182,7 @@ class ComplexityAware:
             torch.distributed.all_reduce(g)
             g /= world()
         if not bool(torch.isfinite(g).all()):  # an overflow of mixed precision, or the loop's own trouble
-            self._stray()
+            history.stray(self)
             self.state.step += 1
         else:
             self._astray = 0
@@ -202,15 +201,6 @@ class ComplexityAware:
         if not self.finished:
             self._sample()
         return False
-
-    def _stray(self) -> None:
-        self.skipped += 1
-        self._astray += 1
-        if self._astray >= PATIENCE_NAN:
-            raise ModelError(
-                f"the gates' gradients were NaN or infinite for {self._astray} steps, up to step {self.state.step + 1}: "
-                "the loss has diverged; lower the learning rate"
-            )
 
     # ---- windows -----------------------------------------------------------------------------------------------
     def _moving(self) -> Tensor:
