@@ -11,7 +11,9 @@ import pytest
 import torch
 
 from tweaknn.cli.app import run
+from tweaknn.cli.labels import promises
 from tweaknn.delta import Delta
+from tweaknn.join.promise import Promise
 from tweaknn.network import fingerprint
 
 NETS = """
@@ -278,3 +280,25 @@ def test_answers_of_another_kind_are_one_sentence(folder, net, data, said, capsy
     message = capsys.readouterr().err
     assert "Traceback" not in message
     assert said in " ".join(message.split())
+
+
+@pytest.mark.parametrize(
+    ("net", "data", "more", "said"),
+    [
+        ("segmenter", "masks", ["--views", "1", "--augment", "flip"], "not used for segmentation"),
+        ("segmenter", "masks", ["--method", "theta"], "which no pixel has"),
+        ("several", "labels", ["--target", "sky", "--floor", "rain=0.8"], "'rain', which is no target"),
+        ("several", "labels", ["--target", "sky", "--weight", "sea=2"], "one by one"),
+    ],
+)
+def test_what_other_shapes_have_not_is_one_sentence(folder, net, data, more, said, capsys):
+    target = "sea" if data == "labels" else "1"
+    args = ["join", "--model", f"{folder}/net.py:{net}", "--train", f"{folder}/{data}-train.npz", "--target", target]
+    assert run([*args, "--out", str(folder / "n.delta"), *more]) == 2
+    assert said in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_floor_of_one_label_of_two_targets():
+    found = promises(Promise("mixed", floors={"sea": 0.5, "not sky": 0.9}), ["sea", "sky"])
+    assert found["sea"].floors == {"sea": 0.5}
+    assert found["sky"].floors == {"not sky": 0.9}

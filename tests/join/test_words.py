@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from tweaknn import Promise, SynapticJoin
 from tweaknn.errors import InputError
 from tweaknn.join.candidates import CONTROLS
+from tweaknn.network.views import LabelView
 
 
 class Shifted(nn.Module):
@@ -107,6 +108,17 @@ def test_validation_examples_that_are_training_examples_are_said():
     ready = join.prepare(net, DataLoader(TensorDataset(x, y), 64), DataLoader(TensorDataset(x[30:90], y[30:90]), 7))
     found = join.choose(ready, [1]).warnings
     assert any("at least 60 of the 60" in w for w in found)
+
+
+def test_one_logit_is_not_enough_to_call_two_examples_the_same():
+    torch.manual_seed(0)
+    net = LabelView(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 1)).eval())
+    x, y = torch.randn(900, 4), (torch.arange(900) % 3 == 0).long()
+    join = SynapticJoin(method="fit", base_saw="none", cross_fit=False)
+    found = join.fit(net, (x[:500], y[:500]), (x[500:], y[500:]), targets=[1]).warnings
+    assert not any("as well: what was fitted" in w for w in found)
+    found = join.fit(net, (x[:500], y[:500]), (x[100:500], y[100:500]), targets=[1]).warnings
+    assert any("of the 400 validation" in w for w in found)
 
 
 def test_weights_of_no_target_are_refused_and_those_that_say_nothing_change_nothing():

@@ -17,6 +17,7 @@ from tweaknn.errors import InputError, NothingHelps
 from tweaknn.inputs import Examples
 from tweaknn.inputs.answers import PixelExamples
 from tweaknn.join.aans import AANChoice
+from tweaknn.join.checks import COUNTING
 from tweaknn.join.front import check_front_file, write_front
 from tweaknn.join.result import JoinResult
 from tweaknn.join.run import Groups, SynapticJoin
@@ -193,6 +194,8 @@ def command(
     held = o.open_data(validation, opened, skip_unreadable=skip_unreadable, pixels=pixels, seed=seed) if validation else None
     if held is not None:
         o.same_classes(examples, held)
+    if isinstance(opened.view, PixelView):
+        check_pixels(method, views, augment)
     joiner = SynapticJoin(
         method="schedule" if schedule and method is Method.best else method.value,
         schedule=schedule,
@@ -251,6 +254,14 @@ def groups_of(examples: Examples | None, column: str | None) -> np.ndarray | Non
             return examples.column(column)
         note(f"{examples.name} has no column {column!r}, so its examples are taken one by one")
     return examples.groups if isinstance(examples, PixelExamples) else None
+
+
+def check_pixels(method: Method, views: int | None, augment: str | None) -> None:
+    """Raises InputError for what a network with a class a pixel has not."""
+    if views or augment is not None:
+        raise InputError("Views are not used for segmentation, where a picture and its pixels would have to move together.")
+    if method.value in (*COUNTING, "mixed"):
+        raise InputError(f"The method {method.value} reads single neurons, which no pixel has; take best, fit, aan or a selection.")
 
 
 def names_for(opened: o.Opened, examples: Examples) -> list[str] | None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from tweaknn.delta.views import for_network
 from tweaknn.errors import InputError
 from tweaknn.inputs import Examples
 from tweaknn.inputs.answers import one_label
-from tweaknn.join.promise import class_position
+from tweaknn.join.promise import Promise, class_position
 from tweaknn.join.result import JoinResult
 from tweaknn.join.run import Groups, SynapticJoin
 from tweaknn.measure import label_measures
@@ -58,6 +59,29 @@ def worst(found: dict[str, dict[str, Any]], k: int) -> list[str]:
     return sorted(present, key=lambda name: found[name]["recall"])[:k]
 
 
+def promises(promise: Any, targets: Sequence[str]) -> dict[str, Any]:
+    """What is promised of each target label: the rules that name it.
+
+    Raises:
+        InputError: a rule names none of them, or there are weights, which labels that are joined one by one cannot have.
+    """
+    if not isinstance(promise, Promise):
+        return dict.fromkeys(targets, promise)
+    if promise.weights:
+        raise InputError("Labels are joined one by one, so --weight says nothing here; leave it out.")
+    known = [name for target in targets for name in (target, f"not {target}")]
+    for name in (*promise.floors, *promise.specificity):
+        if name not in known:
+            raise InputError(f"A rule names {name!r}, which is no target; with several labels it can be {', '.join(known)}.")
+
+    def of(rules: Mapping[Any, float], target: str) -> dict[Any, float]:
+        return {name: value for name, value in rules.items() if name in (target, f"not {target}")}
+
+    return {
+        t: replace(promise, floors=of(promise.floors, t), specificity=of(promise.specificity, t)) for t in targets
+    }
+
+
 def join(
     joiner: SynapticJoin,
     opened: o.Opened,
@@ -77,6 +101,7 @@ def join(
     assert train.classes is not None
     found: dict[str, JoinResult] = {}
     delta: Delta | None = None
+    wishes = promises(joiner.promise, [train.classes[class_position(t, train.classes, len(train.classes))] for t in targets])
     for target in dict.fromkeys(targets):
         label = class_position(target, train.classes, len(train.classes))
         name = train.classes[label]
@@ -84,7 +109,8 @@ def join(
         validation = one_label(held, label, name) if held is not None else None
         if len(np.unique(examples.labels)) < 2:
             raise InputError(f"Label {name} is given for all or for none of the training examples.")
-        result = joiner.fit(view, examples, validation, targets=[name], classes=examples.classes, groups=groups)
+        one = replace(joiner, promise=wishes[name])
+        result = one.fit(view, examples, validation, targets=[name], classes=examples.classes, groups=groups)
         found[name] = result
         if result.delta is not None:
             part = for_network(result.delta, view, opened.n_logits, classes=train.classes)

@@ -98,9 +98,12 @@ def overlap_warnings(train: PooledTable, validation: PooledTable) -> list[str]:
     if validation is train:
         return []
     # The same example gives the same logits, but for its neighbours in a batch; what many share (saturated or repeated rows) tells nothing.
+    # A single logit tells too little by itself: some neurons stand beside it, in units of their own spread.
+    some = np.unique(np.linspace(0, train.features.shape[1] - 1, min(16, train.features.shape[1])).astype(int))
+    spread = np.maximum(train.features[:, some].std(0), 1e-6)
     once = []
     for table in (train, validation):
-        keys = np.round(np.column_stack([table.logits[:, :16], table.labels]), 3) + 0.0
+        keys = np.round(np.column_stack([table.logits[:, :16], table.features[:, some] / spread, table.labels]), 3) + 0.0
         rows, counts = np.unique(keys, axis=0, return_counts=True)
         once.append({row.tobytes() for row in rows[counts == 1]})
     both = len(once[0] & once[1])
