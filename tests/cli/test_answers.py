@@ -302,3 +302,10 @@ def test_a_floor_of_one_label_of_two_targets():
     found = promises(Promise("mixed", floors={"sea": 0.5, "not sky": 0.9}), ["sea", "sky"])
     assert found["sea"].floors == {"sea": 0.5}
     assert found["sky"].floors == {"not sky": 0.9}
+
+
+def test_numbers_are_not_said_to_be_pictures(folder, capsys):
+    go(folder, "diagnose", "log", "three")
+    assert "x/255" not in capsys.readouterr().err
+    go(folder, "diagnose", "segmenter", "masks")
+    assert "x/255" in capsys.readouterr().err

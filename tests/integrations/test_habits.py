@@ -233,3 +233,10 @@ def test_the_callback_diagnoses_each_epoch(tmp_path):
     assert len(callback.history[0]["worst"]) == 3
     assert 0 <= callback.history[1]["accuracy/a"] <= 1
     assert "accuracy/worst" in trainer.callback_metrics
+
+
+def test_the_classifier_takes_a_network_in_double_precision():
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3)).double().eval()
+    x, y = np.random.default_rng(0).normal(size=(90, 4)), np.arange(90) % 3
+    assert MendedClassifier(net, targets=[1]).fit(x, y).predict(x).shape == (90,)

@@ -15,6 +15,7 @@ from torch import nn
 from tweaknn.cli.console import note
 from tweaknn.errors import DataError, InputError, ModelError
 from tweaknn.inputs import Examples, load_data, load_model, resolve_preprocess
+from tweaknn.inputs.sources import TableSource
 from tweaknn.network.views import View
 from tweaknn.writing import json_text, write
 
@@ -137,8 +138,9 @@ def open_data(
 
     examples = load_data(spec, preprocess=opened.preprocess, group=group, skip_unreadable=skip_unreadable)
     aligned, said = settle(opened, examples, pixels or PIXELS, seed)
+    table = isinstance(examples.source, TableSource)  # whose numbers are taken as they are
     for sentence in (*opened.notes, said):
-        if sentence:
+        if sentence and not (table and sentence.startswith("no preprocessing was given")):
             note(sentence)
     if examples.skipped:
         note(f"{examples.skipped} unreadable images were left out of {spec}")

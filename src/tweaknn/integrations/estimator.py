@@ -135,12 +135,12 @@ class MendedClassifier(ClassifierMixin, BaseEstimator):
 
     def _logits(self, X: np.ndarray) -> np.ndarray:
         """``(n, c)`` logits of the network, with the delta where there is one."""
-        from tweaknn.network.modes import call, eval_mode, logits_of
+        from tweaknn.network.modes import call, eval_mode, logits_of, placement, to_model
 
+        where = placement(self._base)
         with eval_mode(self._base), torch.inference_mode():
-            rows = [
-                logits_of(call(self._base, torch.tensor(X[i : i + 256]))).float().numpy() for i in range(0, len(X), 256)
-            ]
+            parts = (to_model(part, *where) for part in torch.tensor(X).split(256))
+            rows = [logits_of(call(self._base, part)).float().cpu().numpy() for part in parts]
         return np.concatenate(rows)
 
     def _seen(self, X: Any) -> np.ndarray:
