@@ -95,9 +95,10 @@ def run(name: str, seeds: int, counts: list[int], out: list[dict[str, Any]], kee
             train, held, test = ((px[p], py[p]) for p in map(sorted, parts))
             before, labels = collect_logits(model, [test])
             for method in METHODS:
+                seen = {"views": 2, "augment": augment} if method == "best" and augment else {"views": 0}
                 join = SynapticJoin(
                     method=method, promise=Promise("overall"), base_saw="none", cross_fit=False if method == "best" else None,
-                    views=2 if method == "best" and augment else 0, augment=augment, seed=seed,
+                    seed=seed, **seen,
                 )  # fmt: skip
                 ready = join.prepare(model, train, held, classes=[str(j) for j in range(len(size))])
                 for c in counts:

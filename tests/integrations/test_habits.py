@@ -240,3 +240,18 @@ def test_the_classifier_takes_a_network_in_double_precision():
     net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3)).double().eval()
     x, y = np.random.default_rng(0).normal(size=(90, 4)), np.arange(90) % 3
     assert MendedClassifier(net, targets=[1]).fit(x, y).predict(x).shape == (90,)
+
+
+def test_the_classifier_takes_a_network_of_one_logit():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(300, 6)).astype(np.float32)
+    y = np.where(x[:, 0] + 0.5 * rng.normal(size=300) > 0.3, "yes", "no")
+    net = nn.Sequential(nn.Linear(6, 1))
+    with torch.no_grad():
+        net[0].weight.copy_(torch.tensor([[2.0, 0, 0, 0, 0, 0]]))
+        net[0].bias.fill_(-1.5)
+    before = np.where(x[:, 0] * 2 - 1.5 > 0, "yes", "no")
+    mended = MendedClassifier(network=net.eval(), targets=["yes"], promise="overall").fit(x, y)
+    assert mended.predict_proba(x).shape == (300, 2)
+    yes = y == "yes"
+    assert (mended.predict(x) == y)[yes].mean() > (before == y)[yes].mean()

@@ -84,11 +84,11 @@ class MendedClassifier(ClassifierMixin, BaseEstimator):
         if len(self.classes_) < 2:
             raise InputError(f"There is one class only in y ({self.classes_[0]!r}); two classes are needed.")
         self._base = self.network
-        outputs = self._logits(X[:2]).shape[1]
-        if outputs == 1:
+        if self._single(X[:2]):
             from tweaknn.network.adapt import TwoLogits
 
-            self._base, outputs = TwoLogits(self.network), 2
+            self._base = TwoLogits(self.network)
+        outputs = self._logits(X[:2]).shape[1]
         self.output_indices_ = self._positions(outputs)
         labels = self.output_indices_[encoded].astype(np.int64)
         data = TensorDataset(torch.tensor(X), torch.from_numpy(labels))
@@ -132,6 +132,14 @@ class MendedClassifier(ClassifierMixin, BaseEstimator):
         if not len(at):
             raise InputError(f"The target {label!r} is no label of y: {', '.join(map(str, self.classes_.tolist()))}.")
         return int(self.output_indices_[at[0]])
+
+    def _single(self, X: np.ndarray) -> bool:
+        """Whether the network gives one logit an example."""
+        from tweaknn.network.modes import call, eval_mode, output_of, placement, to_model
+
+        with eval_mode(self.network), torch.inference_mode():
+            shape = output_of(call(self.network, to_model(torch.tensor(X), *placement(self.network)))).shape
+        return len(shape) == 1 or shape[1:] == (1,)
 
     def _logits(self, X: np.ndarray) -> np.ndarray:
         """``(n, c)`` logits of the network, with the delta where there is one."""
