@@ -84,7 +84,7 @@ class MendedClassifier(ClassifierMixin, BaseEstimator):
         if len(self.classes_) < 2:
             raise InputError(f"There is one class only in y ({self.classes_[0]!r}); two classes are needed.")
         self._base = self.network
-        if self._single(X[:2]):
+        if self._single(self.network, X[:2]):
             from tweaknn.network.adapt import TwoLogits
 
             self._base = TwoLogits(self.network)
@@ -133,12 +133,13 @@ class MendedClassifier(ClassifierMixin, BaseEstimator):
             raise InputError(f"The target {label!r} is no label of y: {', '.join(map(str, self.classes_.tolist()))}.")
         return int(self.output_indices_[at[0]])
 
-    def _single(self, X: np.ndarray) -> bool:
+    @staticmethod
+    def _single(network: Any, X: np.ndarray) -> bool:
         """Whether the network gives one logit an example."""
         from tweaknn.network.modes import call, eval_mode, output_of, placement, to_model
 
-        with eval_mode(self.network), torch.inference_mode():
-            shape = output_of(call(self.network, to_model(torch.tensor(X), *placement(self.network)))).shape
+        with eval_mode(network), torch.inference_mode():
+            shape = output_of(call(network, to_model(torch.tensor(X), *placement(network)))).shape
         return len(shape) == 1 or shape[1:] == (1,)
 
     def _logits(self, X: np.ndarray) -> np.ndarray:
