@@ -271,7 +271,7 @@ def _curve(
 
     train(
         model, task.train, replace(task.training, checkpoints=1), seeded(task, name),
-        class_weight=class_weight, iterations=steps, lr=lr, progress=watch,
+        class_weight=class_weight, iterations=steps, lr=lr, watch=watch,
     )  # fmt: skip
     return out
 

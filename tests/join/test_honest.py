@@ -15,6 +15,7 @@ from tweaknn.join.apply import average, tweaked_logits
 from tweaknn.join.arrange import arrange, wants_cross
 from tweaknn.join.candidates import controls, fitted, linear
 from tweaknn.join.certify import certify
+from tweaknn.join.checks import check
 from tweaknn.join.crossfit import cross_fitted, folds_of
 from tweaknn.join.setting import Setting
 from tweaknn.join.settle import settle
@@ -209,4 +210,4 @@ def test_subclass_keeps_everybody_else():
 )
 def test_bad_wishes(settings, said):
     with pytest.raises(InputError, match=said):
-        SynapticJoin(**settings)._check(["a"], None)
+        check(SynapticJoin(**settings), True, None, None)

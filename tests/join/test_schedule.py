@@ -10,6 +10,7 @@ from tweaknn import SynapticJoin
 from tweaknn.cli.app import run
 from tweaknn.demo import CLASSES, RARE, digits, train_base
 from tweaknn.errors import InputError
+from tweaknn.join.checks import check
 from tweaknn.join.schedule import SoFar, parse, scopes
 from tweaknn.network.outputs import collect_logits
 from tweaknn.network.reader import Reader
@@ -49,7 +50,7 @@ def test_malformed_schedules(text, said):
     with pytest.raises(InputError, match=said):
         parse(text)
     with pytest.raises(InputError, match=said):
-        SynapticJoin(method="schedule", schedule=text)._check(None, 1)
+        check(SynapticJoin(method="schedule", schedule=text), False, 1, None)
 
 
 @pytest.mark.parametrize(
@@ -63,7 +64,7 @@ def test_malformed_schedules(text, said):
 )
 def test_contradictions(settings, said):
     with pytest.raises(InputError, match=said):
-        SynapticJoin(**settings)._check(None, 1)
+        check(SynapticJoin(**settings), False, 1, None)
 
 
 @pytest.mark.parametrize("solver", ["convex", "sgd"])

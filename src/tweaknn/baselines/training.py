@@ -112,6 +112,7 @@ def train(
     iterations: int | None = None,
     lr: float | None = None,
     told: Callable[[int, dict[str, Any]], None] | None = None,
+    watch: Callable[[int], None] | None = None,
 ) -> Trained:
     """Minimise the mean of ``class_weight[y] * cross entropy`` over random batches; changes ``model`` in place.
 
@@ -120,7 +121,7 @@ def train(
     ``sampling (n,)``: probabilities of drawing each example (with replacement); None goes through random
     permutations.
     ``parameters``: what is trained (default: all that require a gradient). ``told(iteration, figures)``: the mean loss of every
-    epoch, and ten times in all where there are fewer.
+    epoch, and ten times in all where there are fewer. ``watch(iteration)``: called after every step.
 
     Raises :class:`~tweaknn.errors.ModelError` when the loss is no longer finite.
     """
@@ -157,6 +158,8 @@ def train(
                 scheduler.step()
             if step in kept_at and step < steps:
                 earlier.append({k: v.detach().clone() for k, v in model.state_dict().items()})
+            if watch is not None:
+                watch(step)
             if told is not None:
                 losses.append(loss.detach())
                 if step % every == 0 or step == steps:
