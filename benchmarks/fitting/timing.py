@@ -30,7 +30,7 @@ from tweaknn import SynapticJoin
 from tweaknn.fit.convex import LogisticProblem
 from tweaknn.fit.sgd import fit_sgd
 from tweaknn.join.aans import aan
-from tweaknn.join.candidates import best_linear, bias_alone, last_layer, linear
+from tweaknn.join.candidates import best_linear, bias_alone, by_lot, last_layer, linear
 from tweaknn.join.methods import of_means
 from tweaknn.join.setting import Setting
 from tweaknn.join.size import limit_of
@@ -63,7 +63,6 @@ def forward(model: torch.nn.Module, x: torch.Tensor) -> None:
 
 def each(setting: Setting, small: Setting) -> dict[str, Callable[[], Any]]:
     """What makes one candidate, operating point included, on tables of its own: nothing of them has been fitted yet."""
-    few = of_neurons(small)
     rows = np.arange(len(setting.train.labels))
 
     def fresh(of: Setting) -> Setting:
@@ -71,18 +70,12 @@ def each(setting: Setting, small: Setting) -> dict[str, Callable[[], Any]]:
 
     return {
         "bias": lambda: bias_alone(fresh(small)),
-        "random-neurons": lambda: linear(fresh(small), "random-neurons", few),
+        "random-neurons": lambda: linear(fresh(small), "random-neurons", by_lot(small)),
         "last-layer": lambda: linear(fresh(small), "last-layer", last_layer(small.train)),
         "head2toe": lambda: head2toe(fresh(small)),
         "fit": lambda: best_linear(fresh(small)).settle(small, "fit"),
         "aan": lambda: aan(fresh(setting)).settle(setting, "aan"),
     }
-
-
-def of_neurons(small: Setting) -> np.ndarray:
-    """A quarter of the neurons, by lot, as the control takes them."""
-    f = small.train.features.shape[1]
-    return np.sort(np.random.default_rng(0).choice(f, size=f // 4, replace=False))
 
 
 def synapses_120(cache: Path) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.common import HERE, machine, write
+from benchmarks.fitting.cifar import row
 from benchmarks.fitting.development import development
 from benchmarks.fitting.evaluate import applied, worst
 from benchmarks.networks import CIFAR10
@@ -40,21 +41,6 @@ def logits() -> tuple[np.ndarray, np.ndarray, np.ndarray, list[int]]:
     return new.logits, applied(best_linear(setting).delta, new).astype(np.float32), new.labels, targets
 
 
-def judged(base: np.ndarray, z: np.ndarray, y: np.ndarray, targets: list[int]) -> dict[str, float]:
-    """What moved logits do to examples that chose nothing."""
-    c = base.shape[1]
-
-    def recalls(scores: np.ndarray) -> np.ndarray:
-        right = scores.argmax(1) == y
-        return np.array([right[y == j].mean() for j in range(c)])
-
-    d = recalls(z) - recalls(base)
-    others = np.delete(d, targets)
-    overall = float((z.argmax(1) == y).mean() - (base.argmax(1) == y).mean())
-    return {"gain": float(d[targets].mean()), "overall": overall, "E": float(np.sqrt(np.mean(np.minimum(others, 0) ** 2))),
-            "worst_drop": float(others.min()), "others": float(others.mean())}  # fmt: skip
-
-
 def main() -> None:
     """Draw, choose, judge, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -71,13 +57,13 @@ def main() -> None:
                     order = np.random.default_rng(draw * 7 + n).permutation(len(y))
                     few, many = order[:n], order[n:]
                     point = operate(base[few], z[few], y[few], targets, Promise(kind), caution=CAUTION, alone=alone)
-                    found.append(judged(base[many], z[many] + point.bias.astype(np.float32), y[many], targets))
-                row = {"targets": len(targets), "n": n, "promise": kind, "one bias": alone}
-                for key in found[0]:
+                    found.append(row([(base[many], z[many] + point.bias.astype(np.float32), y[many])], tuple(targets)))
+                said = {"targets": len(targets), "n": n, "promise": kind, "one bias": alone}
+                for key in ("gain", "overall_gain", "E", "worst_drop"):
                     values = 100 * np.array([f[key] for f in found])
-                    row[key] = {"mean": float(values.mean()), "sd": float(values.std(ddof=1))}
-                rows.append(row)
-                print(*(f"{k} {v['mean']:+.2f}" if isinstance(v, dict) else f"{k} {v}" for k, v in row.items()), flush=True)
+                    said[key] = {"mean": float(values.mean()), "sd": float(values.std(ddof=1))}
+                rows.append(said)
+                print(*(f"{k} {v['mean']:+.2f}" if isinstance(v, dict) else f"{k} {v}" for k, v in said.items()), flush=True)
     settings = {"draws": options.draws, "sizes": SIZES, "caution": CAUTION}
     write(options.json, {"machine": machine(), "settings": settings, "rows": rows})
 

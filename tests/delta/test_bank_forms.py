@@ -84,13 +84,8 @@ def counted(net):
     return calls
 
 
-@pytest.mark.parametrize("kind", [Small, Branching])
-def test_a_mixed_batch_is_one_pass_of_the_base_and_gives_what_attached_deltas_give(kind):
-    net = network(kind)
-    deltas = zoo(net)
-    names = [*deltas, None, "default 1", "few", "default 1", "aan", None, *reversed(deltas)]
-    x = examples(len(names))
-    wanted = expected(net, deltas, x, names)
+def one_pass(net, deltas, x, names, wanted):
+    """A bank that answers a batch in one pass of the base, as attached deltas would."""
     calls = counted(net)
     bank = DeltaBank(net, deltas)
     del calls[:]
@@ -98,6 +93,17 @@ def test_a_mixed_batch_is_one_pass_of_the_base_and_gives_what_attached_deltas_gi
         out = bank(x, names)
     assert len(calls) == 1
     torch.testing.assert_close(out, wanted, rtol=1e-4, atol=1e-4)
+    return bank
+
+
+@pytest.mark.parametrize("kind", [Small, Branching])
+def test_a_mixed_batch_is_one_pass_of_the_base_and_gives_what_attached_deltas_give(kind):
+    net = network(kind)
+    deltas = zoo(net)
+    names = [*deltas, None, "default 1", "few", "default 1", "aan", None, *reversed(deltas)]
+    x = examples(len(names))
+    wanted = expected(net, deltas, x, names)
+    bank = one_pass(net, deltas, x, names, wanted)
     with torch.inference_mode():
         for name in deltas:  # each alone, in any memory format
             like = x.to(memory_format=torch.channels_last)
@@ -282,13 +288,7 @@ def test_a_class_a_pixel():
         "bias": Delta((), torch.tensor([0.0, 0.0, 1.0, 0.0]), base, (3, 8, 8)),
     }
     names = ["line", None, "mlp", "bias", "mlp"]
-    calls = counted(net)
-    bank = DeltaBank(net, deltas)
-    del calls[:]
-    with torch.inference_mode():
-        out = bank(x, names)
-        assert len(calls) == 1
-    torch.testing.assert_close(out, expected(net, deltas, x, names), rtol=1e-4, atol=1e-4)
+    one_pass(net, deltas, x, names, expected(net, deltas, x, names))
 
 
 def test_one_logit_an_example():

@@ -13,7 +13,7 @@ from tweaknn.delta import Delta
 from tweaknn.errors import DataError, InputError, ModelError
 from tweaknn.inputs import Examples, align
 from tweaknn.inputs.answers import PixelExamples, one_label, several
-from tweaknn.network.modes import call, eval_mode, first, output_of, placement, to_model
+from tweaknn.network.modes import call, eval_mode, first, one_line, output_of, placement, to_model
 from tweaknn.network.views import LabelView, PixelView, View
 
 if TYPE_CHECKING:
@@ -36,10 +36,9 @@ def output_shape(model: nn.Module, examples: Examples, head: int | str | None) -
     except ModelError:
         raise
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         shape = tuple(x.shape[1:]) if isinstance(x, torch.Tensor) else ", ".join(x)
         raise ModelError(
-            f"The network does not run on an input of shape {shape}: {reason}; "
+            f"The network does not run on an input of shape {shape}: {one_line(error)}; "
             "check the preprocessing (--size, --mean, --std, --preprocess)."
         ) from None
 

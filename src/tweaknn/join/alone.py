@@ -3,7 +3,7 @@
 Under ``overall`` only one rule binds, and it is counted on the same examples the biases are chosen on. A search over every
 class's bias then buys accuracy that is not there: each class contributes the examples that happen to lie well, the targets spend
 them, and on new images overall accuracy is *below* the base's by one and a half points (2,500 validation images, ten classes) to
-four (250 images). With one number to choose the promise holds, at the same gain (``benchmarks/operating/optimism.py``).
+nearly five (250 images). With one number to choose the promise holds, at the same gain (``benchmarks/operating/optimism.py``).
 """
 
 from __future__ import annotations

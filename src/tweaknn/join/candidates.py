@@ -252,14 +252,17 @@ def _softmax(z: np.ndarray) -> np.ndarray:
     return p / p.sum(1, keepdims=True)
 
 
+def by_lot(setting: Setting) -> np.ndarray:
+    """Positions of a quarter of the neurons, drawn."""
+    f = setting.train.features.shape[1]
+    return np.sort(np.random.default_rng(setting.seed).choice(f, size=max(1, f // 4), replace=False))
+
+
 def controls(setting: Setting) -> list[Candidate]:
     """The three controls, on the same splits and by the same rule as the method."""
-    f = setting.train.features.shape[1]
-    rng = np.random.default_rng(setting.seed)
-    few = np.sort(rng.choice(f, size=max(1, f // 4), replace=False))
     return [
         bias_alone(setting),
-        linear(setting, "random-neurons", few),
+        linear(setting, "random-neurons", by_lot(setting)),
         linear(setting, "last-layer", last_layer(setting.train)),
     ]
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tweaknn.errors import ModelError
+from tweaknn.errors import ModelError, TweaknnError
 
 
 @contextmanager
@@ -23,6 +23,31 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module, flag in flags:
             module.training = flag
+
+
+def one_line(error: BaseException) -> str:
+    """The first line of what an error says."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def shape_of(x: Any) -> tuple[int, ...] | str:
+    """What a sentence about a batch calls it."""
+    return tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+
+
+@contextmanager
+def on_batch(x: Any, but: str = "") -> Iterator[None]:
+    """What a network's own layers raise on the batch ``x`` as one sentence; ``but`` stands before the reason.
+
+    Raises:
+        ModelError: the network does not run on ``x``.
+    """
+    try:
+        yield
+    except TweaknnError:
+        raise
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        raise ModelError(f"The network does not run on a batch of shape {shape_of(x)}{but}: {one_line(error)}") from error
 
 
 def has_numbers(tensor: Tensor) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from tweaknn.errors import InputError, ModelError
-from tweaknn.network.modes import call, eval_mode, logits_of, output_of, placement, to_model
+from tweaknn.network.modes import call, eval_mode, logits_of, on_batch, output_of, placement, to_model
 
 
 def pair(batch: Any) -> tuple[Any, Any]:
@@ -23,14 +23,8 @@ def pair(batch: Any) -> tuple[Any, Any]:
 
 
 def _run(model: nn.Module, x: Any, device: torch.device, dtype: torch.dtype, pick: Callable[[Any], torch.Tensor]) -> np.ndarray:
-    try:
+    with on_batch(x):
         return pick(call(model, to_model(x, device, dtype))).float().cpu().numpy()
-    except ModelError:
-        raise
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        shape = tuple(x.shape) if isinstance(x, torch.Tensor) else type(x).__name__
-        said = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise ModelError(f"The network does not run on a batch of shape {shape}: {said}") from error
 
 
 def _labels(y: Any, n: int, done: int) -> np.ndarray:

@@ -10,11 +10,23 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from tweaknn.errors import ModelError, TweaknnError
+from tweaknn.errors import ModelError
 from tweaknn.network import hooks
 from tweaknn.network.inplace import reuse_memory
 from tweaknn.network.layers import choose
-from tweaknn.network.modes import batch_size, call, eval_mode, first, logits_of, placement, several_outputs, to_model
+from tweaknn.network.modes import (
+    batch_size,
+    call,
+    eval_mode,
+    first,
+    logits_of,
+    on_batch,
+    one_line,
+    placement,
+    several_outputs,
+    shape_of,
+    to_model,
+)
 from tweaknn.network.tracing import CannotTrace, Trace, trace
 from tweaknn.network.views import PixelView, at_pixels
 
@@ -58,7 +70,7 @@ class Reader:
         if batch_size(x) == 0:
             raise ModelError("The network's layers cannot be found out without an example: the input is empty.")
         self._run_once(x)
-        self._shape = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+        self._shape = shape_of(x)
         self.why = ""
         try:
             traced = trace(model, x)
@@ -92,9 +104,8 @@ class Reader:
         except ModelError:
             raise
         except Exception as error:
-            shape = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
             raise ModelError(
-                f"The network does not run on an input of shape {shape}: {_one_line(error)}; "
+                f"The network does not run on an input of shape {shape_of(x)}: {one_line(error)}; "
                 "check the preprocessing (--size, --mean, --std, --preprocess)."
             ) from error
 
@@ -129,22 +140,15 @@ class Reader:
                 if k in self._places:
                     whole(self._places[k], at_pixels(value, asked, self._whole[k].channel_axis))
 
-        try:
-            with eval_mode(self.model), torch.inference_mode():
-                if self.how == "fx":
-                    with _sinking(self._module, checked):
-                        output = self._module(x)
-                else:
-                    with hooks.reading(self.model, [layer.name for layer in self._whole], checked):
-                        output = call(self.model, x)
-                logits = logits_of(output, self.head)
-        except TweaknnError:
-            raise
-        except (RuntimeError, ValueError, TypeError, IndexError) as error:
-            shape = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
-            raise ModelError(
-                f"The network does not run on a batch of shape {shape}, though it does on one of shape {self._shape}: {_one_line(error)}"
-            ) from error
+        known = f", though it does on one of shape {self._shape}"
+        with on_batch(x, known), eval_mode(self.model), torch.inference_mode():
+            if self.how == "fx":
+                with _sinking(self._module, checked):
+                    output = self._module(x)
+            else:
+                with hooks.reading(self.model, [layer.name for layer in self._whole], checked):
+                    output = call(self.model, x)
+            logits = logits_of(output, self.head)
         return logits if logits.dtype == torch.float64 else logits.float()
 
 
@@ -213,7 +217,3 @@ def _sinking(module: nn.Module, sink: Sink) -> Iterator[None]:
         yield
     finally:
         del sinks.sink
-
-
-def _one_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

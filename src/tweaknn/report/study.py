@@ -95,7 +95,10 @@ def neurons(
     seen = observe(reader, examples.loader(batch_size), [target])
     best = seen.best(SHOWN_SYNAPSES, [target])[target]
     values = read_positions(reader, examples, batch_size, [best], _no_bar)[0]
-    charts = [*_of_theta(seen, best, values, logits, labels, target, name, [layer.name for layer in reader.layers])]
+    layers = [layer.name for layer in reader.layers]
+    charts = _of_theta(seen, name, layers)
+    if len(best.layer):
+        charts.append(_flips(best, values, logits, labels, target, name, layers))
     images: list[dict[str, Any]] = []
     note = (
         f"Algorithm 1 on {len(examples):,} images for {name}: a neuron is active when it corrects at least half as many "
@@ -116,16 +119,7 @@ def neurons(
     return {"note": note, "charts": charts, "images": images}
 
 
-def _of_theta(
-    seen: Observation,
-    best: Ranked,
-    values: np.ndarray,
-    logits: np.ndarray,
-    labels: np.ndarray,
-    target: int,
-    name: str,
-    layers: list[str],
-) -> list[dict[str, Any]]:
+def _of_theta(seen: Observation, name: str, layers: list[str]) -> list[dict[str, Any]]:
     largest = int(seen.largest_counts()[0])
     total = np.zeros(len(layers), dtype=np.int64)
     active = np.zeros(len(layers), dtype=np.int64)
@@ -153,8 +147,6 @@ def _of_theta(
             "caption": f"Distribution of count (Fig. 3.4): {by_count.get(0, 0):,} neurons correct none, the best corrects {largest}.",
         }
     )
-    if len(best.layer):
-        charts.append(_flips(best, values, logits, labels, target, name, layers))
     return charts
 
 
