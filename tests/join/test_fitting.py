@@ -16,7 +16,17 @@ from tweaknn.errors import InputError
 from tweaknn.fit.aan import PRESETS
 from tweaknn.join import reading as reading_module
 from tweaknn.join.aans import AANChoice, aan
-from tweaknn.join.candidates import DAMPINGS, L2_GRID, affordable, best_linear, depth, fitted, strength
+from tweaknn.join.candidates import (
+    DAMPINGS,
+    L2_GRID,
+    affordable,
+    best_linear,
+    by_lot,
+    controls,
+    depth,
+    fitted,
+    strength,
+)
 from tweaknn.join.methods import table_candidates
 from tweaknn.join.reading import VIEWS, Views, reading, views_of
 from tweaknn.join.setting import Setting
@@ -357,3 +367,17 @@ def test_on_the_command_line(tmp_path, capsys):
         captured = capsys.readouterr()
         assert said in " ".join(captured.err.split())
         assert "Traceback" not in captured.err
+
+
+def test_the_control_of_random_neurons_is_a_quarter_of_them_by_lot():
+    setting = made_up()
+    f = setting.train.features.shape[1]
+    drawn = by_lot(setting)
+    assert len(set(drawn.tolist())) == f // 4
+    assert not np.array_equal(drawn, by_lot(replace(setting, seed=1)))
+    found = next(c for c in controls(setting) if c.name == "random-neurons")
+    offsets = np.cumsum([0, *(int(read.index.numel()) for read in setting.train.reads)])
+    start = {(read.layer, read.reduction): at for read, at in zip(setting.train.reads, offsets)}
+    reads = [r for term in found.delta.terms for r in term.reads if (r.layer, r.reduction) in start]
+    read = np.concatenate([r.index.numpy() + start[r.layer, r.reduction] for r in reads])
+    assert set(read.tolist()) <= set(drawn.tolist())
