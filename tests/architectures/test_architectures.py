@@ -15,10 +15,10 @@ from benchmarks.architectures import PROMISES, walk
 ROOT = Path(__file__).resolve().parents[2]
 MIXER = "timm:MlpMixer of two blocks"
 SPREAD = [
-    "mlp", "log-softmax", "binary-one-logit", "functional-two-heads", "recurrent-by-hooks", "hf:ResNet", "hf:ConvNext", "hf:ViT",
-    MIXER, "hf:Bert",
+    "mlp", "log-softmax", "binary-one-logit", "functional-two-heads", "multi-label", "recurrent-by-hooks", "hf:ResNet", "hf:ConvNext",
+    "hf:ViT", MIXER, "hf:Bert", "hf:Wav2Vec2", "torchvision:squeezenet1_1",
 ]  # fmt: skip
-"""Of every kind a small one: tables, one logit, two heads, recurrent, CNNs, a transformer, a mixer, a text."""
+"""Of every kind a small one: tables, one logit, two heads, several labels, recurrent, CNNs, a transformer, a mixer, a text, a sound."""
 WITH_ONNX = ["functional-two-heads"]
 KNOWN = {("recurrent-by-hooks", "compiled"): "RNN, GRU, or LSTM"}
 """What is known to fail, and a word of the reason."""
