@@ -37,7 +37,8 @@ def measured(small: torch.nn.Module, full: torch.nn.Module, x: torch.Tensor, rou
     """The median of ``series`` series of paired ratios, and the quarters of them."""
     from tweaknn.structure.latency import ratio
 
-    found = [ratio(small, full, x, rounds=rounds, batch=None) for _ in range(series)]
+    twins = [(copy.deepcopy(small), copy.deepcopy(full)) for _ in range(series)]  # where weights lie in memory is luck
+    found = [ratio(*pair, x, rounds=rounds, batch=None) for pair in twins]
     low, middle, high = np.quantile(found, [0.25, 0.5, 0.75]).tolist()
     return {"median": middle, "low": low, "high": high}
 

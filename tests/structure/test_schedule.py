@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tweaknn.structure import ComplexityAware
 from tweaknn.structure.analyse import analyse
-from tweaknn.structure.rounding import opens, settle_branches, streams
+from tweaknn.structure.rounding import opens, order_of_branches, settle_branches, streams
 from tweaknn.structure.schedule import LAYERS, UNITS, layers_target, windows
 from tweaknn.structure.settings import Settings
 
@@ -121,6 +121,15 @@ def test_the_last_branch_of_a_stage_goes_last() -> None:
     kept = settle_branches(*args, aim=aim, floor=0.5 * aim, measure=pruner.measure)
     assert kept[plan.n_units :].tolist() == [False, False, True, True, False, False]  # the one that opens a stage stays
     assert kept[: plan.n_units].all()
+
+
+def test_the_order_of_branches_is_that_in_which_they_go_one_by_one() -> None:
+    plan = analyse(Stages(), images())
+    theta = np.ones(plan.n_gates)
+    theta[plan.n_units :] = [0.0, 0.1, 0.2, 0.7, 0.8, 0.9]
+    order, before = order_of_branches(plan, theta, np.zeros(plan.n_gates), np.ones(plan.n_gates, dtype=bool))
+    assert order == [0, 1, 4, 5, 2, 3]  # the first stage keeps its last, the second the one that opens it, to the end
+    assert before == 5
 
 
 def left_of(weight: list[float], gone: list[int], rest: float) -> list[int]:

@@ -10,10 +10,12 @@ import numpy as np
 import torch
 
 from ..errors import InputError
-from .rounding import settle, settle_branches
+from .rounding import order_of_branches, settle, settle_branches
+from .schedule import layers_target
 from .settings import BOTH
 
 if TYPE_CHECKING:
+    from .latency import LatencyBudget
     from .pruner import ComplexityAware
 
 
@@ -57,21 +59,56 @@ def due(pruner: ComplexityAware) -> np.ndarray:
 
 
 def branches(pruner: ComplexityAware, theta: np.ndarray) -> np.ndarray:
-    """Branches to keep for the budget; a latency is measured, and met from above."""
-    for attempt in range(5):
-        alive = settle_branches(
-            pruner.plan, theta, worth(pruner), pruner.possible, aim=pruner._aim(), floor=pruner._target,
-            measure=lambda a: pruner.measure(a, pruner._kind or "flops"),
-        )  # fmt: skip
-        if pruner.latency is None or attempt == 4:
-            break
-        if pruner.latency.measure(pruner, alive) >= pruner.latency.target * (1 - pruner.settings.tolerance):
-            break
-        pruner._target = max(pruner._target, pruner.latency.flops())
+    """Branches to keep for the budget."""
     if pruner.latency is not None:
-        pruner.latency.restart(pruner)
-        pruner._target = pruner.latency.flops()
-    return alive
+        return _branches_by_time(pruner, pruner.latency, theta)
+    return settle_branches(
+        pruner.plan, theta, worth(pruner), pruner.possible, aim=pruner._aim(), floor=pruner._target,
+        measure=lambda a: pruner.measure(a, pruner._kind or "flops"),
+    )  # fmt: skip
+
+
+def _branches_by_time(pruner: ComplexityAware, latency: LatencyBudget, theta: np.ndarray) -> np.ndarray:
+    """Branches to keep for a latency: as many go, in the usual order, as bring the *measured* time nearest to what branches are
+    to reach, and not below the budget.
+
+    What a branch costs in time is mostly not in its FLOPs (with one example, thinner layers are hardly faster): chosen by FLOPs,
+    branches left units a saving to make that units do not have. By bisection, since neighbours differ by little more than
+    the clock's noise. None go where all of them together would not save twice the budget's tolerance.
+    """
+    order, before = order_of_branches(pruner.plan, theta, worth(pruner), pruner.possible)
+    floor, tolerance = latency.target, pruner.settings.tolerance
+    aim = layers_target(floor, pruner.settings.beta)
+    read: dict[int, float] = {}
+
+    def without(k: int) -> np.ndarray:
+        alive = pruner.possible.copy()
+        alive[[pruner.plan.n_units + b for b in order[:k]]] = False
+        return pruner._working(alive)
+
+    def time_of(k: int) -> float:
+        if k not in read:
+            read[k] = latency.measure(pruner, without(k))
+        return read[k]
+
+    def too_slow(k: int) -> bool:
+        """Whether units alone could not bring what is left to the budget."""
+        return latency.measure(pruner, latency.least(pruner, without(k))) > floor
+
+    if not before or time_of(before) > time_of(0) * (1 - 2 * tolerance):
+        gone = 0
+    else:
+        low, high = 0, before  # time_of(low) is above the aim
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if time_of(middle) > aim else (low, middle)
+        near = [k for k in (low, high) if k == 0 or time_of(k) >= floor * (1 - tolerance)]
+        gone = min(near or [low], key=lambda k: abs(math.log(time_of(k) / aim)))
+        while gone < len(order) and too_slow(gone):
+            gone += 1
+    latency.restart(pruner, without(gone))
+    pruner._target = latency.flops()
+    return without(gone)
 
 
 def rewind(pruner: ComplexityAware) -> None:

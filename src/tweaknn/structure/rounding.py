@@ -11,6 +11,7 @@ from .analyse import keep_working
 from .plan import Plan
 
 UNDECIDED = (0.05, 0.95)
+LAST_OPENS = (True, True)  # rank of a branch that is the last on its stream and opens a stage
 
 
 def undecided_share(theta: np.ndarray) -> float:
@@ -119,21 +120,44 @@ def settle_branches(
 
     passed: tuple[bool, bool] | None = None
     while left:
-        company = np.bincount(stream[np.flatnonzero(alive[plan.n_units :])], minlength=len(stream))
-        rank = {i: (bool(company[stream[i]] < 2), bool(first[i])) for i in left}
-        b = min(left, key=lambda i: (rank[i], round(theta[plan.n_units + i], 3), worth[plan.n_units + i]))
+        b, rank = _next(plan, alive, left, theta, worth, stream, first)
         left.remove(b)
         fewer = _flip(alive, plan.n_units + b)
         value = measure(fewer)
         # Where one of a kind was passed over, none of a kind that should outlive it goes to come a little nearer.
-        spared = rank[b] == (True, True) and aim > floor
-        nearer = not spared and (passed is None or rank[b] <= passed) and value >= floor and off(value) <= off(measure(alive))
+        spared = rank == LAST_OPENS and aim > floor
+        nearer = not spared and (passed is None or rank <= passed) and value >= floor and off(value) <= off(measure(alive))
         stuck = lowest(alive) > 0.8 * floor and value > 0.8 * floor
         if nearer or stuck:
             alive = fewer
         elif passed is None:
-            passed = rank[b]
+            passed = rank
     return alive
+
+
+def _next(
+    plan: Plan, alive: np.ndarray, left: list[int], theta: np.ndarray, worth: np.ndarray, stream: np.ndarray, first: np.ndarray
+) -> tuple[int, tuple[bool, bool]]:
+    """The branch of ``left`` that goes next, and its rank: whether it is the last on its stream, and whether it opens a stage."""
+    company = np.bincount(stream[np.flatnonzero(alive[plan.n_units :])], minlength=len(stream))
+    rank = {i: (bool(company[stream[i]] < 2), bool(first[i])) for i in left}
+    b = min(left, key=lambda i: (rank[i], round(theta[plan.n_units + i], 3), worth[plan.n_units + i]))
+    return b, rank[b]
+
+
+def order_of_branches(plan: Plan, theta: np.ndarray, worth: np.ndarray, possible: np.ndarray) -> tuple[list[int], int]:
+    """All branches in the order in which :func:`settle_branches` would close them, and how many come before those it spares."""
+    alive, stream, first = possible.copy(), streams(plan), opens(plan)
+    left = [int(i) for i in np.flatnonzero(possible[plan.n_units :])]
+    order: list[int] = []
+    before = 0
+    while left:
+        b, rank = _next(plan, alive, left, theta, worth, stream, first)
+        left.remove(b)
+        alive[plan.n_units + b] = False
+        order.append(b)
+        before += rank != LAST_OPENS
+    return order, before
 
 
 def _from_above(
