@@ -8,7 +8,8 @@
 # TAKE=50000 EPOCHS=10 SCRATCH=100 PENALTIES="1.3 2 5 10" is what a machine with a GPU should run; the defaults are what
 # two shared cores afford: 5,000 training images, half to fit on and half to choose on, one epoch of fine-tuning, two from
 # the beginning, one penalty.
-# METHODS=a,b,c and SEEDS="0 1" run a part; COLLECT=1 only gathers.
+# METHODS=a,b,c and SEEDS="0 1" run a part, ONLY=bird leaves the four worst out; COLLECT=1 only gathers. NAME=longer writes
+# results to compare-cifar10-bird-longer.json.
 set -e
 data=$1 weights=$2 out=$3
 mkdir -p "$out"
@@ -30,11 +31,15 @@ if [ -z "$COLLECT" ]; then
     for seed in ${SEEDS:-0 1 2}; do
         run --target bird --seed "$seed" --seeds 1 --methods "${METHODS:-all}"
         # shellcheck disable=SC2086
-        run $worst --seed "$seed" --seeds 1 --methods "${METHODS:-all}"
+        [ -n "$ONLY" ] || run $worst --seed "$seed" --seeds 1 --methods "${METHODS:-all}"
     done
 fi
 mkdir -p benchmarks/results
-run --target bird --seeds 3 --methods all --collect --json benchmarks/results/compare-cifar10-bird.json
-# shellcheck disable=SC2086
-run $worst --seeds 3 --methods all --collect --json benchmarks/results/compare-cifar10-worst4.json
-python -m benchmarks.compare.tidy benchmarks/results/compare-cifar10-bird.json benchmarks/results/compare-cifar10-worst4.json
+json() { echo "benchmarks/results/compare-cifar10-$1${NAME:+-$NAME}.json"; }
+run --target bird --seeds 3 --methods all --collect --json "$(json bird)"
+[ -n "$ONLY" ] || {
+    # shellcheck disable=SC2086
+    run $worst --seeds 3 --methods all --collect --json "$(json worst4)"
+    python -m benchmarks.compare.tidy "$(json worst4)"
+}
+python -m benchmarks.compare.tidy "$(json bird)"
