@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 
 from benchmarks.common import machine, write
 from benchmarks.dissertation import data as datasets
-from benchmarks.dissertation.figures import FIGURES
+from benchmarks.dissertation.figures import FIGURES, means_of
 from benchmarks.dissertation.networks import build
 from benchmarks.dissertation.tables import SAME, TABLES, Bench
 from tweaknn.baselines import Training
@@ -44,11 +44,16 @@ def main() -> None:
     parser.add_argument("--take", type=int, help="at most so many training examples, stratified")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("dissertation"))
+    parser.add_argument("--boxes", type=Path, help="fig6.2 of the JSON of fig6.1, whose trainings are the same, without training")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     table = SAME.get(given.table, given.table)
     if table == "4.2":
         return report(given, TABLES["4.2"](None))  # type: ignore[arg-type]
+    if table == "fig6.2" and given.boxes is not None:
+        found = json.loads(given.boxes.read_text())
+        given = argparse.Namespace(**{**vars(given), **{k: v for k, v in found["settings"].items() if k != "table"}})
+        return report(given, means_of({k: found[k] for k in ("classes", "target", "rows", "boxes")}))
     examples, test = datasets.load(given.data, given.root)
     model = build(given.network, len(examples.classes or []))
     if table == "base":
@@ -91,7 +96,7 @@ def make_base(given: argparse.Namespace, model: torch.nn.Module, examples: objec
 def report(given: argparse.Namespace, found: dict) -> None:
     """Print, and keep beside settings and machine."""
     settings = {
-        k: v.name if isinstance(v, Path) else v for k, v in vars(given).items() if k not in ("json", "out", "root")
+        k: v.name if isinstance(v, Path) else v for k, v in vars(given).items() if k not in ("json", "out", "root", "boxes")
     }
     whole = {"table": given.table, "settings": settings, "machine": machine(), **found}
     print(json.dumps({k: v for k, v in whole.items() if k not in ("machine", "settings")}, indent=1, default=float))

@@ -196,7 +196,11 @@ def figure_6_1(bench: Bench) -> dict[str, Any]:
 
 def figure_6_2(bench: Bench) -> dict[str, Any]:
     """Mean accuracy of each class over the second half of retrainings 1 to 5."""
-    found = figure_6_1(bench)
+    return means_of(figure_6_1(bench))
+
+
+def means_of(found: dict[str, Any]) -> dict[str, Any]:
+    """Figure 6.2 out of what Figure 6.1 found: the same trainings."""
     means = {
         name: {key: np.mean([m[key] for m in moments], axis=0).tolist() for key in ("per_class", "overall", "target")}
         for name, moments in found.pop("boxes").items()
