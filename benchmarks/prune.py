@@ -8,8 +8,9 @@ ResNet-20 is scaled to what two cores train in minutes: a stride-2 stem (16x16 f
 schedule; accuracy is the last epoch's on the test split, looked at once; choices were made on validation images.
 `ours-half` has a second budget, half the narrow network's parameters. Where `ours` and `ours-units` are both run, `ours-chosen`
 is what `tweaknn train --beta 0,0.5` hands over: of the two the one that is better on validation, for both their times.
-`narrow-time` is the narrow network trained for ours's time, in fewer epochs or in more; `gate_overhead` what gates add to a step.
-Times are process times (one thread a run), compared within one run of this script only.
+`narrow-time` is the narrow network trained for ours's time, in fewer epochs or in more, `ours-time` ours for Torch-Pruning's;
+`gate_overhead` what gates add to a step. Times are process times (one thread a run), compared within one run of
+this script only.
 """
 
 from __future__ import annotations
@@ -32,8 +33,9 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 QUICK = ("full", "narrow", "tp-uniform", "random", "ours", "narrow-time")
+MENDED = ("full", "ours", "narrow")  # on clothing10
 RIVALS = ("narrow", "tp-uniform", "tp-global", "random")
-ALL = (*QUICK, "ours-half", "tp-global", "ours-units", "ours-layers")
+ALL = (*QUICK, "ours-half", "ours-time", "tp-global", "ours-units", "ours-layers")
 ABLATIONS: dict[str, dict[str, Any]] = {
     "no-concave": {"rho": 0.0},
     "warm-up-5": {"warmup": 0.05, "layers": 0.07},
@@ -120,30 +122,34 @@ def jobs_for(
     for seed in seeds:  # seed by seed, so that an interrupted run leaves whole comparisons
         for target in targets:
             for method in methods:
-                if method == "narrow-time" or (method == "full" and target != targets[0]):
+                if method in EQUAL_TIME or (method == "full" and target != targets[0]):
                     continue
                 job: dict[str, Any] = {**base, "method": method, "seed": seed}
-                if task == "clothing10" and method in ("full", "ours", "narrow"):
+                if task == "clothing10" and method in MENDED:
                     job["mend"] = True
                 jobs.append(job if method == "full" else {**job, "target": target})
     return jobs
 
 
+EQUAL_TIME = {"narrow-time": ("narrow", "ours"), "ours-time": ("ours", "tp-uniform")}
+"""A method again, for as many epochs, more or fewer, as make its time that of another."""
+
+
 def with_equal_time(jobs: list, results: dict, methods: tuple[str, ...]) -> list:
-    """The narrow network again, for as many epochs, more or fewer, as make its time ours."""
+    """The jobs of :data:`EQUAL_TIME`, whose epochs follow from what the first runs took."""
     more = []
-    if "narrow-time" not in methods:
-        return more
-    for job in jobs:
-        if job["method"] != "ours":
-            continue
-        ours = results[key_of(job)]["seconds"]
-        slim = results[key_of({**job, "method": "narrow"})]["seconds"]
-        epochs = max(1.0, round(job["epochs"] * ours / slim, 1))
-        again = {k: v for k, v in job.items() if k not in ("options", "mend")} | {"method": "narrow-time", "epochs": epochs}
-        if epochs == job["epochs"]:  # the very run that is there
-            results[key_of(again)] = results[key_of({**job, "method": "narrow"})]
-        more.append(again)
+    for name, (method, other) in EQUAL_TIME.items():
+        for job in jobs if name in methods else []:
+            if job["method"] != method or "options" in job:
+                continue
+            bare = {k: v for k, v in job.items() if k != "mend"}
+            mends = job["task"] == "clothing10"  # what a method's own jobs are asked for beside its accuracy
+            theirs = {**bare, "method": other} | ({"mend": True} if mends and other in MENDED else {})
+            epochs = max(1.0, round(job["epochs"] * results[key_of(theirs)]["seconds"] / results[key_of(job)]["seconds"], 1))
+            again = {**bare, "method": name, "epochs": epochs}
+            if epochs == job["epochs"]:  # the very run that is there
+                results[key_of(again)] = results[key_of(job)]
+            more.append(again)
     return more
 
 
@@ -191,7 +197,7 @@ def table(jobs: list, results: dict) -> list[dict[str, Any]]:
         for name in ("undecided", "gate_overhead", "latency_1", "latency_128", "frozen_at", "blocks"):
             if all(name in r and r[name] is not None for r in runs):
                 row[name] = [r[name] for r in runs]
-        if method == "narrow-time":
+        if method in EQUAL_TIME:
             row["epochs"] = [j["epochs"] for j in jobs if (j["task"], j["method"], j.get("target")) == (task, method, target)]
         if all("mended" in r for r in runs):
             row["mended"] = [r["mended"] for r in runs]
@@ -219,7 +225,7 @@ def summary(rows: list[dict[str, Any]], task: str, target: float) -> dict[str, A
     }
     names = {"narrow": "narrow", "tp-uniform": "torch_pruning", "tp-global": "torch_pruning_global", "random": "random",
              "narrow-time": "narrow_equal_time", "ours-units": "units_only", "ours-layers": "layers_only",
-             "ours-chosen": "beta_chosen", "ours-half": "half_parameters"}  # fmt: skip
+             "ours-chosen": "beta_chosen", "ours-half": "half_parameters", "ours-time": "equal_time"}  # fmt: skip
     for method, name in names.items():
         if method in by:
             r = by[method]

@@ -50,6 +50,18 @@ def test_where_times_are_alike_it_is_the_run_that_is_there() -> None:
     assert results[key_of(job)] is results[key_of({**jobs[1], "method": "narrow"})]
 
 
+@pytest.mark.parametrize(("task", "epochs"), [("cifar10", 15), ("clothing10", 30)])
+def test_ours_is_trained_for_the_time_of_its_rival(task: str, epochs: float) -> None:
+    methods = ("full", "narrow", "tp-uniform", "ours", "ours-time")
+    jobs = jobs_for(task, Path("x.pkl"), methods, [0.27, 0.5], [0], epochs)
+    results = results_of(jobs, 50.0, 75.0)
+    more = with_equal_time(jobs, results, methods)
+    assert [(job["method"], job["target"], job["epochs"]) for job in more] == [
+        ("ours-time", target, pytest.approx(epochs * 90 / 50)) for target in (0.27, 0.5)
+    ]
+    assert not any("mend" in job for job in more)
+
+
 def test_names_of_runs_stay() -> None:
     """Files of finished runs (--keep) are found by these."""
     jobs = jobs_for("clothing10", Path("x.pkl"), ("full", "tp-uniform", "ours"), [0.5], [2], 30)
