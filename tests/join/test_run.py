@@ -12,6 +12,7 @@ from tweaknn import Delta, Promise, SynapticJoin, diagnose, fingerprint
 from tweaknn.demo import CLASSES, RARE, digits, train_base
 from tweaknn.errors import InputError, ModelError, NothingHelps
 from tweaknn.join.run import JoinResult
+from tweaknn.join.warnings import size_warnings
 from tweaknn.network.outputs import collect_logits
 
 
@@ -278,3 +279,17 @@ def test_a_join_says_that_the_first_of_several_outputs_is_taken():
     assert any("first is taken" in sentence for sentence in result.warnings)
     result = SynapticJoin(method="fit", base_saw="none", head=0).fit(net, (x[:60], y[:60]), (x[60:], y[60:]), worst=1)
     assert not any("first is taken" in sentence for sentence in result.warnings)
+
+
+def test_no_more_worst_classes_are_taken_than_there_are(model, data):
+    with pytest.raises(InputError, match="There are 10 classes with examples to choose on, so the 40 worst"):
+        SynapticJoin(method="fit").fit(model, loader(data.train), loader(data.validation), worst=40, classes=CLASSES)
+
+
+def test_a_delta_of_more_numbers_than_its_network_says_so(result, model):
+    few = nn.Linear(2, 2)
+    (sentence,) = size_warnings(result.delta, few)
+    assert f"{result.delta.parameters:,} numbers, more than the network it mends (6)" in sentence
+    assert not size_warnings(None, few)
+    wide = nn.Linear(1, result.delta.parameters, bias=False)
+    assert not size_warnings(result.delta, wide)

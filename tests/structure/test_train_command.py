@@ -147,6 +147,7 @@ def test_nan_loss_stops_with_the_step_and_keeps_the_last_epoch(folder: Path) -> 
     (("--flops", "0.5", "--latency", "0.5"), "one budget"),
     (("--resume",), "no interrupted run"),
     (("--mend", "worst:x"), "whole number"),
+    (("--mend", "worst:40"), "classes have examples in --validation"),
     (("--rate", "-1"), "rate"),
 ])  # fmt: skip
 def test_bad_input_is_one_sentence(folder: Path, capsys, more, sentence) -> None:

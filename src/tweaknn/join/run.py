@@ -35,6 +35,7 @@ from tweaknn.join.warnings import (
     overlap_warnings,
     probability_warnings,
     promise_warnings,
+    size_warnings,
     thin_warnings,
 )
 from tweaknn.measure import per_class_accuracy
@@ -263,7 +264,8 @@ class SynapticJoin:
             "confidence": self.confidence,
             "base_saw": self.base_saw,
         }
-        return conclude(candidates, setting, warnings, settings, plan.held, self.confidence)
+        result = conclude(candidates, setting, warnings, settings, plan.held, self.confidence)
+        return replace(result, warnings=[*result.warnings, *size_warnings(result.delta, prepared.reader.model)])
 
     def _fits(self, setting: Setting, prepared: Prepared, plan: Arrangement) -> list[Candidate]:
         """Candidates of the method, fitted on the plan's train split or fold by fold."""
@@ -345,7 +347,10 @@ class SynapticJoin:
             return sorted({int(j) for mask in plan.choice_masks.values() for j in np.unique(table.labels[mask])})
         if worst is not None:
             accuracy, _ = per_class_accuracy(table.logits.argmax(1), table.labels, c)
-            return worst_classes(accuracy, worst)
+            found = worst_classes(accuracy, worst)
+            if worst > len(found):
+                raise InputError(f"There are {len(found)} classes with examples to choose on, so the {worst} worst cannot be named.")
+            return found
         found = list(dict.fromkeys(class_position(name, names, c) for name in targets or ()))
         for j in found:
             if not (table.labels == j).any():

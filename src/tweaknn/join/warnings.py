@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 from scipy import stats
+from torch import nn
 
+from tweaknn.delta import Delta
 from tweaknn.join.arrange import Arrangement
 from tweaknn.join.promise import Promise
 from tweaknn.join.setting import CAUTION
@@ -112,6 +114,17 @@ def overlap_warnings(train: PooledTable, validation: PooledTable) -> list[str]:
     return [
         f"at least {both} of the {len(validation.labels)} validation examples are among the training examples as well: what was fitted to "
         "them is chosen on them, so these figures flatter and the promise means little; leave --validation out, or give other examples"
+    ]
+
+
+def size_warnings(delta: Delta | None, model: nn.Module) -> list[str]:
+    """Whether a delta has more numbers than the network it mends, which a small or pruned one hardly wants."""
+    base = sum(p.numel() for p in model.parameters())
+    if delta is None or delta.parameters <= base:
+        return []
+    return [
+        f"the change has {delta.parameters:,} numbers, more than the network it mends ({base:,}); where size matters, --method theta, "
+        "selected or fit hands over fewer"
     ]
 
 
