@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 
 from benchmarks.common import machine, write
 from benchmarks.dissertation import data as datasets
+from benchmarks.dissertation.bases import recipe
 from benchmarks.dissertation.figures import FIGURES, means_of
 from benchmarks.dissertation.networks import build
 from benchmarks.dissertation.tables import SAME, TABLES, Bench
@@ -41,6 +42,7 @@ def main() -> None:
     parser.add_argument("--weights", type=Path)
     parser.add_argument("--iterations", type=int, help="of base training, or of each retraining")
     parser.add_argument("--lr", type=float)
+    parser.add_argument("--tail", type=int, help="3.10, fig3.10: iterations of training from the beginning on the long tail")
     parser.add_argument("--take", type=int, help="at most so many training examples, stratified")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("dissertation"))
@@ -66,7 +68,7 @@ def main() -> None:
     if given.take:
         examples = examples.subset(stratified(examples.labels, given.take, 0))
     training = Training(iterations=given.iterations, lr=given.lr or 1e-3, penalties=(2.0,), schedule="constant")
-    bench = Bench(given.network, given.data, model.eval(), examples, test, training, given.out, given.seed)
+    bench = Bench(given.network, given.data, model.eval(), examples, test, training, given.out, given.seed, tail=given.tail)
     return report(given, {**TABLES, **FIGURES}[table](bench))
 
 
@@ -75,14 +77,7 @@ def make_base(given: argparse.Namespace, model: torch.nn.Module, examples: objec
     steps = given.iterations or 50_000
     torch.manual_seed(given.seed)
     model = build(given.network, len(test.classes))  # type: ignore[attr-defined]
-    settings = Training(
-        iterations=steps,
-        batch_size=100,
-        lr=given.lr or 1e-3,
-        weight_decay=4e-3,
-        schedule=lambda optimiser, n: torch.optim.lr_scheduler.MultiStepLR(optimiser, [n * 2 // 3], 0.1),
-        checkpoints=1,
-    )
+    settings = recipe(steps, given.lr)
     train(model, examples, settings, torch.Generator().manual_seed(given.seed))  # type: ignore[arg-type]
     given.weights.parent.mkdir(parents=True, exist_ok=True)
     save_file(model.state_dict(), given.weights)

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from benchmarks.dissertation.bases import long_tailed
 from benchmarks.dissertation.networks import build
 from benchmarks.dissertation.silent import Silent
-from benchmarks.dissertation.tables import Bench, long_tailed
+from benchmarks.dissertation.tables import Bench
 from tweaknn.baselines import Task, run
 from tweaknn.baselines.figures import figures
 from tweaknn.baselines.retraining import _on_targets, _train, oversampled_base, reinitialised, with_dropout

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from benchmarks.dissertation import published as pub
+from benchmarks.dissertation.bases import long_tailed
 from benchmarks.dissertation.networks import build
 from benchmarks.dissertation.silent import Silent
 from tweaknn.baselines import Plan, Task, Training, compare, make_task, run
@@ -20,8 +21,6 @@ from tweaknn.baselines.augmentation import deepened, widened
 from tweaknn.baselines.figures import figures
 from tweaknn.baselines.retraining import _on_targets, _train
 from tweaknn.baselines.rule import score
-from tweaknn.baselines.training import fresh_copy
-from tweaknn.baselines.training import train as fine_tune
 from tweaknn.fit.aan import AANSettings, fit_aan
 from tweaknn.fit.convex import fit_linear
 from tweaknn.fit.sgd import SGDSettings, fit_sgd
@@ -45,6 +44,7 @@ class Bench:
     out: Path
     seed: int = 0
     limit: int = 3000
+    tail: int | None = None
 
     def task(self, targets: Sequence[int]) -> Task:
         """A task for these targets, half of train for validation as the dissertation has it for CIFAR-10."""
@@ -224,24 +224,6 @@ def table_3_9(bench: Bench) -> dict[str, Any]:
     return {"ours": rows, "dissertation": {k: v / 100 for k, v in pub.TABLE_3_9.items()}}
 
 
-def long_tailed(bench: Bench) -> Bench:
-    """The bench on long-tailed data: SUN-397 as it is; else the class of rank k in the base's accuracy thinned to ``1 / 10^(k / (c - 1))``
-    of its examples, and the network fine-tuned on that. The tail is where the base is weakest already, as it is in SUN-397:
-    thinned by their position, the tail of CIFAR-10 would be ship and truck, its best classes."""
-    train, c = bench.train, len(bench.train.classes or [])
-    if bench.data == "sun397":
-        return bench
-    rng = np.random.default_rng(bench.seed)
-    share = 10.0 ** (-np.arange(c) / (c - 1))
-    keep = [
-        rng.permutation(np.flatnonzero(train.labels == j))[: max(40, int(s * (train.labels == j).sum()))]
-        for j, s in zip(map(int, bench.order()[::-1]), share)
-    ]
-    train = train.subset(np.sort(np.concatenate(keep)))
-    model = fine_tune(fresh_copy(bench.model), train, bench.training, torch.Generator().manual_seed(bench.seed)).model
-    return replace(bench, train=train, model=model)
-
-
 def table_3_10(bench: Bench) -> dict[str, Any]:
     """Tail classes of long-tailed data (:func:`long_tailed`), with and without oversampling underneath."""
     part = long_tailed(bench)
@@ -251,7 +233,8 @@ def table_3_10(bench: Bench) -> dict[str, Any]:
         targets = [int(j) for j in np.argsort(counts)[:size]]
         found = _compare(part, targets, tuple(k for k in pub.TABLE_3_10 if k != "base"), f"table-3.10-{size}")
         out[str(size)] = {"base": found["base"]["target"], **{m["name"]: m["target"] for m in found["methods"]}}
-    return {"ours": out, "dissertation": {k: [v / 100 for v in row] for k, row in pub.TABLE_3_10.items()}}
+    sizes = {name: int(n) for name, n in zip(bench.train.classes or [], counts)}
+    return {"ours": out, "examples": sizes, "dissertation": {k: [v / 100 for v in row] for k, row in pub.TABLE_3_10.items()}}
 
 
 def table_3_11(bench: Bench, iterations: int = 20) -> dict[str, Any]:

@@ -134,3 +134,18 @@ def test_loaders(tmp_path, monkeypatch):
     assert datasets.load("imagenet", tmp_path)[1].batch([0, 1])[0].shape == (2, 3, 224, 224)
     with pytest.raises(KeyError, match="choose one of"):
         datasets.load("mnist", tmp_path)
+
+
+def test_a_long_tail_may_be_what_a_network_was_trained_on(toy):
+    found = toy("fig3.10", "--tail", "3")
+    assert len(found["examples"]) == 5
+    assert found["examples"] == sorted(found["examples"], reverse=True)
+    assert found["settings"]["tail"] == 3
+
+
+def test_means_are_made_of_boxes_without_training_again(toy, tmp_path, monkeypatch):
+    boxes = toy("fig6.1")
+    found = toy("fig6.2", "--boxes", str(tmp_path / "dissertation-fig6.1.json"))
+    assert found["table"] == "fig6.2"
+    for name, moments in boxes["boxes"].items():
+        assert found["rows"][name]["overall"] == pytest.approx(np.mean([m["overall"] for m in moments]))
