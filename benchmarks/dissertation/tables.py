@@ -14,6 +14,7 @@ from torch import nn
 
 from benchmarks.dissertation import published as pub
 from benchmarks.dissertation.bases import long_tailed
+from benchmarks.dissertation.chapter4 import aans_for_all
 from benchmarks.dissertation.networks import build
 from benchmarks.dissertation.silent import Silent
 from tweaknn.baselines import Plan, Task, Training, compare, make_task, run
@@ -25,6 +26,7 @@ from tweaknn.fit.aan import AANSettings, fit_aan
 from tweaknn.fit.convex import fit_linear
 from tweaknn.fit.sgd import SGDSettings, fit_sgd
 from tweaknn.inputs import Examples
+from tweaknn.join.dissertation import read_positions
 from tweaknn.join.run import SynapticJoin
 from tweaknn.measure import per_class_accuracy
 from tweaknn.network.reader import Reader
@@ -138,7 +140,7 @@ def table_classes(bench: Bench) -> dict[str, Any]:
 def table_3_6(bench: Bench) -> dict[str, Any]:
     """Top-20 synapses by count against top-20 by threshold, three classes of median accuracy."""
     from tweaknn.baselines.ours import setting_of
-    from tweaknn.join.dissertation import ascend, limits_of, read_positions
+    from tweaknn.join.dissertation import ascend, limits_of
     from tweaknn.join.promise import Promise
     from tweaknn.theta.observe import Ranked
 
@@ -311,7 +313,7 @@ def table_4_4(bench: Bench) -> dict[str, Any]:
     """Overall accuracy of DA, WA, AAN, join and synaptic retraining (with Table 4.5)."""
     worst = [int(bench.order()[0])]
     found = _compare(bench, worst, ("da", "wa", "theta", "retrain-1", "fit"), "table-4.4")
-    found["methods"].append(_aan_for_all(bench.task(worst)))
+    found["methods"] += aans_for_all(bench.task(worst), bench.name)
     return {
         "base": found["base"]["overall"],
         "ours": {
@@ -320,16 +322,6 @@ def table_4_4(bench: Bench) -> dict[str, Any]:
         },
         "dissertation": {k: dict(zip(("original", "da", "wa", "aan"), v)) for k, v in pub.TABLE_4_4.items()},
     }
-
-
-def _aan_for_all(task: Task) -> dict[str, Any]:
-    """Chapter 4's AAN: every class a target, left as it was fitted; on the mean of every channel of all layers."""
-    t, held, test = (task.table(split) for split in ("train", "validation", "test"))
-    start = time.perf_counter()
-    settings = AANSettings(seed=task.seed, batch=min(512, max(32, len(t.labels) // 20)))
-    fit = fit_aan(t.features, t.logits, t.labels, settings, validation=(held.features, held.logits, held.labels))
-    overall = float((fit.logits(test.features, test.logits).argmax(1) == test.labels).mean())
-    return {"name": "aan", "overall": overall, "parameters": fit.parameters, "seconds": time.perf_counter() - start}
 
 
 TABLES: dict[str, Callable[[Bench], dict[str, Any]]] = {
