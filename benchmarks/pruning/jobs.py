@@ -73,7 +73,7 @@ def run_job(task: Task, job: dict[str, Any]) -> dict[str, Any]:
     elif name.startswith("tp-") or name == "random":
         loop, facts = rivals.torch_pruning(task, target, epochs, seed, stem, name.removeprefix("tp-"))
     elif name.startswith("ours"):
-        options |= {"ours-units": {"beta": 0.0}, "ours-layers": {"beta": 1.0}}.get(name, {})
+        options |= {"ours-units": {"beta": 0.0}, "ours-mild": {"beta": 0.2}, "ours-layers": {"beta": 1.0}}.get(name, {})
         if name == "ours-half":
             options["params"] = 0.5 * rivals.narrow_parameters(task, target, stem)
         loop, facts = ours(task, target, epochs, seed, stem, options)
