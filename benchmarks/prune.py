@@ -231,7 +231,8 @@ def summary(rows: list[dict[str, Any]], task: str, target: float) -> dict[str, A
     }
     names = {"narrow": "narrow", "tp-uniform": "torch_pruning", "tp-global": "torch_pruning_global", "random": "random",
              "narrow-time": "narrow_equal_time", "ours-units": "units_only", "ours-layers": "layers_only",
-             "ours-chosen": "beta_chosen", "ours-mild": "beta_0.2", "ours-chosen-mild": "beta_0.2_chosen", "ours-half": "half_parameters", "ours-time": "equal_time"}  # fmt: skip
+             "ours-chosen": "beta_chosen", "ours-mild": "beta_0.2", "ours-chosen-mild": "beta_0.2_chosen",
+             "ours-half": "half_parameters", "ours-time": "equal_time"}  # fmt: skip
     for method, name in names.items():
         if method in by:
             r = by[method]
