@@ -46,6 +46,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "default": {"prune": {"flops": 0.27}},
     "beta 0.37": {"prune": {"flops": 0.27, "beta": 0.37}},
     "beta 0.2": {"prune": {"flops": 0.27, "beta": 0.2}},
+    "default, no rewinding": {"prune": {"flops": 0.27, "rewind": False}},
     "default, share 0.1": {"prune": {"flops": 0.27, "share": 0.1}},
     "default, theta0 0.99": {"prune": {"flops": 0.27, "theta0": 0.99}},
     "default, units at 4-12 % of the run": {"prune": {"flops": 0.27, "units": 0.04, "end": 0.12}},
