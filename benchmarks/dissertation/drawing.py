@@ -164,7 +164,7 @@ def tails(d: dict[str, Any]) -> Figure:
         axes.bar(x + 0.4 * k - 0.2, [100 * v for v in d[name]], 0.4, label=name)
     if len(x) <= 40:
         axes.set_xticks(x, [f"{c} ({n})" for c, n in zip(d["classes"], d["examples"])], rotation=60, ha="right", fontsize=7)
-    axes.set_ylabel("points won; classes from head to tail")
+    axes.set_ylabel("points won")
     axes.legend(fontsize=7)
     return figure
 
