@@ -37,6 +37,10 @@ QUICK = ("full", "narrow", "tp-uniform", "random", "ours", "narrow-time")
 MENDED = ("full", "ours", "narrow")  # on clothing10
 RIVALS = ("narrow", "tp-uniform", "tp-global", "random")
 ALL = (*QUICK, "ours-half", "ours-time", "tp-global", "ours-units", "ours-mild", "ours-layers")
+EQUAL_TIME = {"narrow-time": ("narrow", "ours"), "ours-time": ("ours", "tp-uniform")}
+"""A method again, for as many epochs, more or fewer, as make its time that of another."""
+CHOSEN = {"ours-chosen": "ours-units", "ours-chosen-mild": "ours-mild"}
+"""Of ours and of another method the one better on validation, seed by seed: what several values of ``--beta`` hand over."""
 ABLATIONS: dict[str, dict[str, Any]] = {
     "no-concave": {"rho": 0.0},
     "warm-up-5": {"warmup": 0.05, "layers": 0.07},
@@ -115,6 +119,12 @@ def run_all(jobs: list[dict[str, Any]], kept: Path, workers: int) -> dict[str, d
     return {key_of(j): done[key_of(j)] for j in jobs}
 
 
+def by_method(job: dict[str, Any], method: str) -> dict[str, Any]:
+    """The same task, seed and budget by another method, with what is asked of that method beside its accuracy."""
+    found = {k: v for k, v in job.items() if k != "mend"} | {"method": method}
+    return found | {"mend": True} if job["task"] == "clothing10" and method in MENDED else found
+
+
 def jobs_for(
     task: str, file: Path, methods: tuple[str, ...], targets: list[float], seeds: list[int], epochs: float
 ) -> list:
@@ -125,30 +135,21 @@ def jobs_for(
             for method in methods:
                 if method in EQUAL_TIME or (method == "full" and target != targets[0]):
                     continue
-                job: dict[str, Any] = {**base, "method": method, "seed": seed}
-                if task == "clothing10" and method in MENDED:
-                    job["mend"] = True
+                job = by_method({**base, "seed": seed}, method)
                 jobs.append(job if method == "full" else {**job, "target": target})
     return jobs
-
-
-EQUAL_TIME = {"narrow-time": ("narrow", "ours"), "ours-time": ("ours", "tp-uniform")}
-"""A method again, for as many epochs, more or fewer, as make its time that of another."""
 
 
 def with_equal_time(jobs: list, results: dict, methods: tuple[str, ...]) -> list:
     """The jobs of :data:`EQUAL_TIME`, whose epochs follow from what the first runs took."""
     more = []
     for name, (method, other) in EQUAL_TIME.items():
-        for job in jobs if name in methods else []:
-            if job["method"] != method or "options" in job:
-                continue
-            bare = {k: v for k, v in job.items() if k != "mend"}
-            mends = job["task"] == "clothing10"  # what a method's own jobs are asked for beside its accuracy
-            theirs = {**bare, "method": other} | ({"mend": True} if mends and other in MENDED else {})
-            epochs = max(1.0, round(job["epochs"] * results[key_of(theirs)]["seconds"] / results[key_of(job)]["seconds"], 1))
-            again = {**bare, "method": name, "epochs": epochs}
-            if epochs == job["epochs"]:  # the very run that is there
+        if name not in methods:
+            continue
+        for job in (j for j in jobs if j["method"] == method):
+            own, theirs = (results[key_of(j)]["seconds"] for j in (job, by_method(job, other)))
+            again = by_method(job, name) | {"epochs": max(1.0, round(job["epochs"] * theirs / own, 1))}
+            if again["epochs"] == job["epochs"]:  # the very run that is there
                 results[key_of(again)] = results[key_of(job)]
             more.append(again)
     return more
@@ -171,22 +172,19 @@ def healed(run: dict[str, Any]) -> dict[str, float]:
     }  # fmt: skip
 
 
-CHOSEN = {"ours-chosen": "ours-units", "ours-chosen-mild": "ours-mild"}
-"""Of ours and of another method the one better on validation, seed by seed: what several values of ``--beta`` hand over."""
-
-
 def with_chosen(jobs: list, results: dict) -> list[dict[str, Any]]:
     """The jobs of :data:`CHOSEN`, where both methods were run; they take both times."""
     more = []
     for name, other in CHOSEN.items():
-        for job in jobs:
-            rival = key_of({**{k: v for k, v in job.items() if k != "mend"}, "method": other})
-            if job["method"] == "ours" and rival in results:
-                pair = [results[key_of(job)], results[rival]]
-                again = {**job, "method": name}
-                best = max(pair, key=lambda r: (r["validation"], -r["flops"]))
-                results[key_of(again)] = {**best, "seconds": sum(r["seconds"] for r in pair)}
-                more.append(again)
+        for job in (j for j in jobs if j["method"] == "ours"):
+            rival = key_of(by_method(job, other))
+            if rival not in results:
+                continue
+            pair = [results[key_of(job)], results[rival]]
+            again = {**job, "method": name}
+            best = max(pair, key=lambda r: (r["validation"], -r["flops"]))
+            results[key_of(again)] = {**best, "seconds": sum(r["seconds"] for r in pair)}
+            more.append(again)
     return more
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.prune import jobs_for, key_of, summary, table, with_equal_time
+from benchmarks.prune import jobs_for, key_of, summary, table, with_chosen, with_equal_time
 
 METHODS = ("full", "narrow", "tp-uniform", "ours", "narrow-time")
 
@@ -60,6 +60,17 @@ def test_ours_is_trained_for_the_time_of_its_rival(task: str, epochs: float) -> 
         ("ours-time", target, pytest.approx(epochs * 90 / 50)) for target in (0.27, 0.5)
     ]
     assert not any("mend" in job for job in more)
+
+
+@pytest.mark.parametrize("task", ["cifar10", "clothing10"])
+def test_of_two_values_of_beta_validation_chooses_and_both_times_count(task: str) -> None:
+    jobs = jobs_for(task, Path("x.pkl"), ("full", "ours", "ours-mild"), [0.27], [0, 1], 15)
+    accuracies = {("ours", 0): 0.60, ("ours-mild", 0): 0.61, ("ours", 1): 0.62, ("ours-mild", 1): 0.61}
+    results = {key_of(j): run(50.0, accuracies.get((j["method"], j["seed"]), 0.64)) for j in jobs}
+    more = with_chosen(jobs, results)  # units only were not run
+    assert [(j["method"], j["seed"]) for j in more] == [("ours-chosen-mild", 0), ("ours-chosen-mild", 1)]
+    assert [results[key_of(j)]["test"] for j in more] == [0.61, 0.62]
+    assert [results[key_of(j)]["seconds"] for j in more] == [100.0, 100.0]
 
 
 def test_names_of_runs_stay() -> None:

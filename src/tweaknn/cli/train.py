@@ -90,9 +90,8 @@ def command(
         device=device, seed=seed, skip=skip_unreadable,
     )  # fmt: skip
     wish = _wish(mend, classes) if mend is not None else None
-    present = int((np.bincount(validation_set.labels, minlength=len(classes)) > 0).sum())
-    if wish is not None and (wish[1] or 0) > present:
-        raise InputError(f"--mend {mend}: {present} classes have examples in --validation")
+    if wish is not None and wish[1] is not None and wish[1] > (present := len(np.unique(validation_set.labels))):
+        raise InputError(f"--mend {mend}: only {present} classes have examples in --validation; K may be {present} at most")
     for name in (wish and wish[0]) or ():
         if not (validation_set.labels == class_position(name, classes, len(classes))).any():
             raise InputError(f"--mend {name}: that class has no example in --validation")

@@ -124,7 +124,7 @@ def size_warnings(delta: Delta | None, model: nn.Module) -> list[str]:
         return []
     return [
         f"the change has {delta.parameters:,} numbers, more than the network it mends ({base:,}); where size matters, --method theta, "
-        "selected or fit hands over fewer"
+        "selected or fit may hand over fewer"
     ]
 
 

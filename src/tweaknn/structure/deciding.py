@@ -102,8 +102,8 @@ def _branches_by_time(pruner: ComplexityAware, latency: LatencyBudget, theta: np
         while high - low > 1:
             middle = (low + high) // 2
             low, high = (middle, high) if time_of(middle) > aim else (low, middle)
-        near = [k for k in (low, high) if k == 0 or time_of(k) >= floor * (1 - tolerance)]
-        gone = min(near or [low], key=lambda k: abs(math.log(time_of(k) / aim)))
+        near = [low, high] if time_of(high) >= floor * (1 - tolerance) else [low]
+        gone = min(near, key=lambda k: abs(math.log(time_of(k) / aim)))
         while gone < len(order) and too_slow(gone):
             gone += 1
     latency.restart(pruner, without(gone))

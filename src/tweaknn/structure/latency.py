@@ -159,6 +159,12 @@ class LatencyBudget:
         f1, l1, f0, l0 = flops[k], times[k], flops[k - 1], times[k - 1]
         return float(max(f0 + (f1 - f0) * (self.target - l0) / (l1 - l0), STEP * f1))
 
+    def _confirmed(self, pruner: ComplexityAware, alive: np.ndarray, value: float) -> float:
+        """A reading that meets the target, by the mean with another: of several noisy ones the luckiest would be taken."""
+        if abs(value / self.target - 1) > pruner.settings.tolerance:
+            return value
+        return 0.5 * (value + self.measure(pruner, alive))
+
     def settle(self, pruner: ComplexityAware, theta: np.ndarray, worth: np.ndarray) -> np.ndarray:
         """Gates that meet the latency, by a few measured attempts; the nearest one, with a warning if none does.
 
@@ -169,6 +175,7 @@ class LatencyBudget:
         self.restart(pruner, pruner.possible)
         least = pruner.measure(self.least(pruner, pruner.possible))
         flops, time_taken = self.points[1]  # cutting nothing
+        time_taken = self._confirmed(pruner, pruner.possible, time_taken)
         tried = [(flops, abs(time_taken / self.target - 1), pruner.possible)]  # FLOPs, error, gates
         for _ in range(ATTEMPTS):
             wanted = self.flops()
@@ -178,9 +185,7 @@ class LatencyBudget:
                 pruner.original, theta, worth, pruner.possible, target=max(wanted, least * 1.001), measure=pruner.measure,
                 tolerance=tolerance, may=pruner.may,
             )  # fmt: skip
-            time_taken = self.measure(pruner, alive)
-            if abs(time_taken / self.target - 1) <= tolerance:  # of several noisy readings the lucky one would be taken
-                time_taken = 0.5 * (time_taken + self.measure(pruner, alive))
+            time_taken = self._confirmed(pruner, alive, self.measure(pruner, alive))
             flops = pruner.measure(alive)
             tried.append((flops, abs(time_taken / self.target - 1), alive))
             if tried[-1][1] <= tolerance:
